@@ -1,0 +1,6 @@
+from callbacks.generation_health import GenerationHealth
+from callbacks.report import Report
+from callbacks.sample_logger import SampleLogger
+from callbacks.word_error_rate import WordErrorRate
+
+__all__ = ["GenerationHealth", "Report", "SampleLogger", "WordErrorRate"]

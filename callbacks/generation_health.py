@@ -1,0 +1,35 @@
+"""Signs of speech that never stops or is no speech."""
+
+import lightning as L
+
+from callbacks.base import FreeRunningMetric, Ratio
+from lit_spectron.audio import frame_level_db
+from lit_spectron.types import Generation, SpeechBatch
+
+
+class GenerationHealth(FreeRunningMetric):
+    """``stop_rate`` and ``silence_ratio``.
+
+    ``stop_rate``: share of continuations that the learned stop ended, not a length limit or a breaker.
+    ``silence_ratio``: share of generated frames quieter than the prompt's loudest frame by ``silence_db``.
+
+    Args:
+        silence_db: How far under the prompt's loudest frame silence begins.
+    """
+
+    def __init__(self, silence_db: float = 40.0) -> None:
+        super().__init__()
+        self.silence_db = silence_db
+        self.metrics = {"stop_rate": Ratio(), "silence_ratio": Ratio()}
+
+    def update(self, module: L.LightningModule, batch: SpeechBatch, generation: Generation) -> None:
+        level_db = frame_level_db(generation.log_mel)
+        for index, name in enumerate(batch.ids):
+            frames = int(generation.lengths[index])
+            silent = level_db[index, :frames] < generation.prompt_level_db[index] - self.silence_db
+            self.metrics["silence_ratio"].update(int(silent.sum()), frames)
+            self.metrics["stop_rate"].update(generation.stop_reason[index] == "stop", 1)
+            self.rows[name] = {
+                "stop_rate": float(generation.stop_reason[index] == "stop"),
+                "silence_ratio": int(silent.sum()) / frames,
+            }

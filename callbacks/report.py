@@ -1,0 +1,103 @@
+"""`report.json` and `report.md` after `test`."""
+
+import json
+import os
+import platform
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from callbacks.base import FreeRunningMetric
+from lit_spectron import __version__
+from lit_spectron.types import Generation, SpeechBatch
+
+
+class Report(L.Callback):
+    """Writes what a test found: every metric, the same by speaker, and every sample.
+
+    Args:
+        directory: Where to; null for the run's folder.
+    """
+
+    def __init__(self, directory: str | None = None):
+        self.directory = directory
+        self._samples: dict[str, dict[str, Any]] = {}
+
+    def on_test_epoch_start(self, trainer, pl_module) -> None:
+        self._samples = {}
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        if outputs is not None:
+            self._add(pl_module, batch, outputs)
+
+    def _add(self, module: L.LightningModule, batch: SpeechBatch, generation: Generation) -> None:
+        audio = module.model.audio
+        for i, name in enumerate(batch.ids):
+            self._samples[name] = {
+                "speaker": batch.speakers[i],
+                "reference": batch.text[i],
+                "generated": generation.text[i],
+                "text_stop_reason": generation.text_stop_reason[i],
+                "stop_reason": generation.stop_reason[i],
+                "seconds": round(audio.frames_to_seconds(int(generation.lengths[i])), 3),
+            }
+
+    def on_test_end(self, trainer, pl_module) -> None:
+        if not trainer.is_global_zero:
+            return
+        for callback in trainer.callbacks:
+            if isinstance(callback, FreeRunningMetric):
+                for name, row in callback.rows.items():
+                    self._samples.setdefault(name, {}).update(row)
+        report = {
+            "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("test/")},
+            "by_speaker": self._by_speaker(),
+            "checkpoint": trainer.ckpt_path,
+            "versions": {"lit_spectron": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "samples": self._samples,
+        }
+        directory = Path(self.directory or trainer.log_dir or ".")
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(directory / "report.md", as_markdown(report))
+        print(f"report: {directory / 'report.md'}")
+
+    def _by_speaker(self) -> dict[str, dict[str, float]]:
+        """Means over each speaker's utterances."""
+        groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for sample in self._samples.values():
+            groups[sample["speaker"]].append(sample)
+        table = {}
+        for speaker, samples in sorted(groups.items()):
+            names = [k for k in samples[0] if isinstance(samples[0][k], float) and k != "seconds"]
+            means = {k: sum(s[k] for s in samples if k in s) / sum(k in s for s in samples) for k in names}
+            table[speaker] = {"utterances": len(samples), **means}
+        return table
+
+
+def write_atomically(path: Path, content: str) -> None:
+    """The file appears whole or not at all."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(content, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """A report as tables."""
+    lines = ["# Test report", "", f"Checkpoint: `{report['checkpoint']}`", "", "| metric | value |", "|---|---|"]
+    lines += [f"| {name} | {value:.4f} |" for name, value in report["metrics"].items()]
+    if report["by_speaker"]:
+        names = list(next(iter(report["by_speaker"].values())))
+        lines += ["", "## By speaker (means over utterances)", "", "| speaker | " + " | ".join(names) + " |"]
+        lines += ["|---" * (len(names) + 1) + "|"]
+        for speaker, row in report["by_speaker"].items():
+            cells = [str(row[n]) if n == "utterances" else f"{row[n]:.4f}" if n in row else "" for n in names]
+            lines.append(f"| {speaker} | " + " | ".join(cells) + " |")
+    lines += ["", "## Samples", "", "| utterance | reference | generated | stop | seconds |", "|---|---|---|---|---|"]
+    for name, s in report["samples"].items():
+        cells = [name, s["reference"], s["generated"], s["stop_reason"], f"{s['seconds']:.2f}"]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"

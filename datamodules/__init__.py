@@ -1,0 +1,3 @@
+from datamodules.librilight import LibriLightDataModule
+
+__all__ = ["LibriLightDataModule"]

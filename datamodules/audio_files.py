@@ -1,0 +1,53 @@
+"""Reading audio files: exactly what was asked for, or a `UserError` that names the file."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from lit_spectron.errors import UserError
+
+SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
+
+
+def read_audio(
+    path: str | Path, sample_rate_hz: int, start_seconds: float = 0.0, duration_seconds: float | None = None
+) -> np.ndarray:
+    """A stretch of a mono file as float32 samples in [-1, 1].
+
+    Args:
+        path: Any format that libsndfile reads.
+        sample_rate_hz: The rate it must have.
+        start_seconds: Where to begin.
+        duration_seconds: How much to read; None for all that is left.
+
+    Raises:
+        UserError: The file is missing, unreadable, of another rate, not mono, empty, too short or not finite.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            if file.samplerate != sample_rate_hz:
+                raise UserError(f"{path}: sampled at {file.samplerate} Hz, expected {sample_rate_hz} Hz")
+            if file.channels != 1:
+                raise UserError(f"{path}: has {file.channels} channels, expected mono")
+            start = round(start_seconds * sample_rate_hz)
+            stop = file.frames if duration_seconds is None else start + round(duration_seconds * sample_rate_hz)
+            # Starts and durations are rounded by whoever wrote them: one sample beyond the end is no damage.
+            if stop > file.frames + 1:
+                raise UserError(
+                    f"{path}: ends at {file.frames / sample_rate_hz:.3f} s, before {stop / sample_rate_hz:.3f} s"
+                )
+            wanted = min(stop, file.frames) - start
+            if wanted <= 0:
+                raise UserError(f"{path}: no audio at {start_seconds:.3f} s")
+            file.seek(start)
+            samples = file.read(wanted, dtype="float32")
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise UserError(f"{path}: unreadable audio: {str(error).splitlines()[0]}") from error
+    if len(samples) < wanted:
+        raise UserError(f"{path}: truncated: {len(samples)} of {wanted} samples could be read")
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path}: holds samples that are not finite")
+    return samples

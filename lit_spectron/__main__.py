@@ -1,0 +1,3 @@
+from lit_spectron.cli import main
+
+main()

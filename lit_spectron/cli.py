@@ -1,0 +1,81 @@
+"""The command line: `python -m lit_spectron COMMAND`; see `--help` of each."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lit_spectron import __version__
+from lit_spectron.errors import UserError
+
+COMMANDS = {
+    "fit": "train, and validate along the way",
+    "validate": "validate a checkpoint",
+    "test": "test a checkpoint and write report.json and report.md",
+    "predict": "continue every prompt of a corpus",
+    "generate": "continue spoken prompts given as files or folders",
+}
+USAGE = "usage: python -m lit_spectron {" + ",".join(COMMANDS) + "} [--help] ..."
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command. Mistakes of the user end with one line on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command in ("", "-h", "--help"):
+        print(USAGE, *(f"  {name:10}{text}" for name, text in COMMANDS.items()), sep="\n")
+        return
+    try:
+        if command == "--version":
+            print(__version__)
+        elif command == "generate":
+            generate(rest)
+        elif command in COMMANDS:
+            # Lightning takes seconds to import; other commands and mistakes should not wait for it.
+            from lit_spectron.lightning_cli import run
+
+            run([command, *rest])
+        else:
+            raise UserError(f"no such command: {command}; there are {', '.join(COMMANDS)}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def generate_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_spectron generate",
+        description="Continues spoken prompts. For each prompt, OUT gets NAME.wav (the continuation), NAME.txt (the "
+        "text), NAME.json (text, seconds, stop reasons, settings) and NAME.png (the spectrogram).",
+    )
+    parser.add_argument("prompts", nargs="+", type=Path, metavar="PROMPT", help="audio files, or folders of them")
+    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run; nothing else of the run is needed")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--prompt_seconds",
+        type=float,
+        help="use so much of each file's beginning (default: the length the model was trained with)",
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="prompts decoded together (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    settings = parser.add_argument_group("decoding", "where not given, as the checkpoint's run was configured")
+    settings.add_argument("--max_speech_seconds", type=float, help="longest continuation")
+    settings.add_argument("--max_text_tokens", type=int, help="longest text")
+    settings.add_argument("--temperature", type=float, help="of text sampling; 0 decodes greedily")
+    settings.add_argument("--top_k", type=int, help="sample among the k likeliest tokens; 0 for all")
+    settings.add_argument("--top_p", type=float, help="sample among the likeliest tokens of this share")
+    settings.add_argument("--stop_threshold", type=float, help="stop probability at which a continuation ends")
+    settings.add_argument("--seed", type=int, help="of text sampling and pre-net dropout")
+    return parser
+
+
+def generate(arguments: list[str]) -> None:
+    """The command `generate`."""
+    options = vars(generate_parser().parse_args(arguments))
+    from lit_spectron.pipeline import SpectronPipeline
+
+    names = ("max_speech_seconds", "max_text_tokens", "temperature", "top_k", "top_p", "stop_threshold", "seed")
+    overrides = {name: options[name] for name in names if options[name] is not None}
+    pipeline = SpectronPipeline.from_checkpoint(options["ckpt"], options["device"], overrides)
+    pipeline.generate_files(
+        options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"], report=print
+    )

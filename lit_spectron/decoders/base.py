@@ -1,0 +1,39 @@
+"""The slot `decoder`."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lit_spectron.types import Random
+
+
+class SpectrogramDecoder(nn.Module, ABC):
+    """Owns everything between spectrogram frames and the LM: pre-net, post-net, stop, loss, next frames.
+
+    It speaks normalised log-mel. A step is ``reduction_factor`` (r) consecutive frames. An implementation takes the
+    `AudioSpec` and the LM's width as its first two arguments.
+
+    Shapes: N steps, r frames a step, M mel channels, D LM width.
+    """
+
+    reduction_factor: int
+
+    @abstractmethod
+    def prenet(self, frames: Tensor, random: Random | None = None) -> Tensor:
+        """Steps as LM input: (B, N, r, M) to (B, N, D). ``random`` replaces torch's generator for dropout."""
+
+    @abstractmethod
+    def loss(self, hidden: Tensor, target: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """
+        Args:
+            hidden: (B, N, D) LM outputs.
+            target: (B, N * r, M) frames; what lies beyond the mask is never looked at.
+            mask: (B, N * r) bool.
+
+        Returns:
+            Unweighted scalar losses by name, and the predicted frames (B, N * r, M).
+        """
+
+    @abstractmethod
+    def step(self, hidden: Tensor, random: Random | None = None) -> tuple[Tensor, Tensor]:
+        """The next step: LM output (B, D) to frames (B, r, M) and stop probability (B,)."""

@@ -1,0 +1,82 @@
+"""`fit`, `validate`, `test` and `predict` through LightningCLI."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lit_spectron.errors import UserError
+from lit_spectron.module import LitSpectron
+
+
+class SaveFitConfig(SaveConfigCallback):
+    """Keeps `config.yaml` as `fit` wrote it: evaluating a run does not touch it."""
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
+
+
+class SpectronCLI(LightningCLI):
+    """LightningCLI with one run folder for everything and the model's config inside its checkpoints."""
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        dump = self._parser(self.subcommand).dump(
+            self.config[self.subcommand], skip_link_targets=False, skip_none=False, format="yaml"
+        )
+        config = yaml.safe_load(dump)
+        self.model.config = {**config["model"], "prompt_seconds": config["data"]["prompt_seconds"]}
+
+    def instantiate_trainer(self, **kwargs: Any):
+        trainer = super().instantiate_trainer(**kwargs)
+        ckpt_path = self._get(self.config_init, "ckpt_path")
+        if ckpt_path and not Path(ckpt_path).exists() and ckpt_path not in ("best", "last"):
+            raise UserError(f"--ckpt_path: no such checkpoint: {ckpt_path}")
+        if self.subcommand == "fit":
+            # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen.
+            trainer.loggers = [
+                both
+                for logger in trainer.loggers
+                for both in (
+                    [logger, CSVLogger(logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=10)]
+                    if isinstance(logger, TensorBoardLogger)
+                    else [logger]
+                )
+            ]
+        elif ckpt_path and Path(ckpt_path).parent.name == "checkpoints":
+            # What is found out about a run belongs into its folder.
+            folder = Path(ckpt_path).absolute().parent.parent
+            trainer.loggers = [TensorBoardLogger(str(folder.parent), "", folder.name, default_hp_metric=False)]
+        return trainer
+
+
+def run(arguments: list[str]) -> None:
+    """Runs one of Lightning's commands.
+
+    Raises:
+        UserError: A mistake in the config or on the command line, named in one line.
+    """
+    # Top-level `callbacks` and `datamodules` are found from the repository's root, wherever python starts.
+    sys.path.insert(0, os.getcwd())
+    sys.argv[1:] = arguments
+    from datamodules import LibriLightDataModule
+
+    # Interpolations are resolved once, after every file and override: see the notes on omegaconf+ in docs/CONFIG.md.
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        SpectronCLI(
+            LitSpectron,
+            LibriLightDataModule,
+            save_config_callback=SaveFitConfig,
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+    except ArgumentError as error:
+        raise UserError(" ".join(str(error).split())) from error

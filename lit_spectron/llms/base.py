@@ -1,0 +1,51 @@
+"""The slot `llm`."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor, nn
+
+from lit_spectron.llms.tokenizer import Tokenizer
+
+
+class LanguageModel(nn.Module, ABC):
+    """A causal language model driven by embeddings, with attention and positions given by the caller.
+
+    Attributes:
+        tokenizer: Text to ids and back.
+        hidden_size: Width D.
+    """
+
+    tokenizer: Tokenizer
+    hidden_size: int
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """(B, U) token ids to (B, U, D)."""
+
+    @abstractmethod
+    def forward(
+        self, embeddings: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any = None
+    ) -> tuple[Tensor, Any]:
+        """
+        Args:
+            embeddings: (B, L, D).
+            attention_mask: (B, 1, L, K) bool: K counts cached positions too.
+            position_ids: (B, L).
+            cache: What `new_cache` gave; extended in place. None to keep no cache.
+
+        Returns:
+            hidden (B, L, D), and the cache.
+        """
+
+    @abstractmethod
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) to (..., V)."""
+
+    @abstractmethod
+    def new_cache(self) -> Any:
+        """An empty KV cache."""
+
+    def rebuild_args(self) -> dict[str, Any]:
+        """Constructor arguments that a checkpoint keeps instead of the config's, to need no other file."""
+        return {}

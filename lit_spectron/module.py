@@ -1,0 +1,162 @@
+"""The LightningModule: step, log, optimisers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from lit_spectron.audio import AudioSpec
+from lit_spectron.generation import GenerationSettings, generate
+from lit_spectron.llms import LanguageModel
+from lit_spectron.masking import lengths_to_mask
+from lit_spectron.model import DecoderFactory, EncoderFactory, SpectronModel, split_waveform
+from lit_spectron.optim import OptimizerSettings, build_optimizer
+from lit_spectron.types import Generation, SpeechBatch
+from lit_spectron.vocoders import Vocoder
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the objective's terms.
+
+    Args:
+        text: Of the cross-entropy over the transcript and eos.
+        spectrogram: lambda_r, of the three spectrogram terms together (paper: 0.1).
+        stop: Of the learned stop.
+    """
+
+    text: float = 1.0
+    spectrogram: float = 0.1
+    stop: float = 0.1
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum, each term by the longest name above that its own begins with."""
+        weights = {"text": self.text, "stop": self.stop}
+        return sum((weights.get(name, self.spectrogram) * loss for name, loss in losses.items()), torch.tensor(0.0))
+
+
+class LitSpectron(L.LightningModule):
+    """Trains a `SpectronModel` and validates it, teacher-forced and free-running.
+
+    Args:
+        audio: The one audio geometry, handed to every part.
+        encoder: Slot: speech encoder.
+        llm: Slot: language model.
+        decoder: Slot: spectrogram decoder.
+        vocoder: Slot: log-mel to waveform, for samples and `generate`.
+        optimizer: Optimiser and schedule.
+        prefix_attention: Whether prompt positions see the whole prompt, or only what precedes them.
+        loss_weights: Weights of the objective's terms.
+        generation: How to decode, in validation and afterwards.
+        generated_utterances: Utterances of each validation and test set that are decoded free-running; -1 for all.
+        statistics_batches: Training batches from which the mel statistics are taken.
+    """
+
+    def __init__(
+        self,
+        audio: AudioSpec,
+        encoder: EncoderFactory,
+        llm: LanguageModel,
+        decoder: DecoderFactory,
+        vocoder: Callable[[AudioSpec], Vocoder],
+        optimizer: OptimizerSettings,
+        prefix_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        loss_weights: LossWeights = LossWeights(),
+        generation: GenerationSettings = GenerationSettings(),
+        generated_utterances: int = 32,
+        statistics_batches: int = 16,
+    ):
+        super().__init__()
+        self.model = SpectronModel(audio, encoder, llm, decoder, prefix_attention)
+        self.vocoder = vocoder(audio)
+        self.optimizer_settings = optimizer
+        self.loss_weights = loss_weights
+        self.generation = generation
+        self.generated_utterances = generated_utterances
+        self.statistics_batches = statistics_batches
+        self.config: dict[str, Any] = {}
+        self._generated = 0
+
+    def configure_optimizers(self):
+        optimizer, schedule = build_optimizer(self.model, self.optimizer_settings)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_start(self) -> None:
+        if not self.model.has_mel_statistics:
+            self._take_mel_statistics()
+
+    @torch.no_grad()
+    def _take_mel_statistics(self) -> None:
+        """Mean and deviation of the log-mel over the first training batches, summed over all ranks."""
+        sums = torch.zeros(3, self.model.audio.n_mels, dtype=torch.float64, device=self.device)
+        for batch in islice(self.trainer.datamodule.train_dataloader(), self.statistics_batches):
+            log_mel, lengths = self.model.log_mel(batch.waveform.to(self.device), batch.lengths.to(self.device))
+            valid = log_mel[lengths_to_mask(lengths, log_mel.shape[1])].double()
+            sums += torch.stack([torch.ones_like(valid).sum(0), valid.sum(0), valid.square().sum(0)])
+        count, first, second = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        mean = first / count
+        std = (second / count - mean.square()).clamp(min=0).sqrt()
+        self.model.set_mel_statistics(mean.float(), std.float(), int(count[0]))
+
+    def _losses(self, batch: SpeechBatch, stage: str) -> Tensor:
+        """The total loss; logs it and every term."""
+        losses = self.model(batch).losses
+        total = self.loss_weights.total(losses)
+        named = {f"{stage}/loss_{name}": value for name, value in losses.items()}
+        self.log_dict(named, batch_size=len(batch), sync_dist=stage != "train")
+        self.log(f"{stage}/loss", total, batch_size=len(batch), sync_dist=stage != "train", prog_bar=True)
+        return total
+
+    def training_step(self, batch: SpeechBatch, batch_index: int) -> Tensor | None:
+        if not len(batch):  # every utterance of it was unreadable: counted and reported by the data module
+            return None
+        return self._losses(batch, "train")
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+            self.log("train/gradient_norm", get_total_norm(gradients))
+
+    def on_validation_epoch_start(self) -> None:
+        self._generated = 0
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def _evaluation_step(self, batch: SpeechBatch, stage: str) -> Generation | None:
+        """Teacher-forced losses of every batch; free-running decoding of the first ``generated_utterances``."""
+        if not len(batch):
+            return None
+        self._losses(batch, stage)
+        if 0 <= self.generated_utterances <= self._generated:
+            return None
+        self._generated += len(batch)
+        return self.generate(batch)
+
+    def validation_step(self, batch: SpeechBatch, batch_index: int) -> Generation | None:
+        return self._evaluation_step(batch, "val")
+
+    def test_step(self, batch: SpeechBatch, batch_index: int) -> Generation | None:
+        return self._evaluation_step(batch, "test")
+
+    def predict_step(self, batch: SpeechBatch, batch_index: int) -> Generation | None:
+        return self.generate(batch) if len(batch) else None
+
+    def generate(self, batch: SpeechBatch) -> Generation:
+        """Continues each utterance's prompt."""
+        prompt, _ = split_waveform(batch.waveform, batch.lengths, batch.prompt_samples)
+        return generate(self.model, prompt, batch.prompt_samples, self.generation, batch.ids)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The model's config goes in, so that a checkpoint alone is enough to decode."""
+        if self.config:
+            checkpoint["config"] = {**self.config, "llm": rebuildable(self.config["llm"], self.model.llm)}
+
+
+def rebuildable(part: dict[str, Any], llm: LanguageModel) -> dict[str, Any]:
+    """A part's config with every outside file replaced by its content."""
+    return {**part, "init_args": {**part.get("init_args", {}), **llm.rebuild_args()}}

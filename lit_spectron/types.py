@@ -1,0 +1,86 @@
+"""What flows between data, model, decoding and callbacks.
+
+Shapes: B batch, T samples, U text tokens, F frames, M mel channels.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+Random = Callable[[tuple[int, ...]], Tensor]
+"""Uniform numbers in [0, 1) of a shape (B, ...); each sample's row depends on that sample's own seed only."""
+
+
+@dataclass
+class SpeechBatch:
+    """Utterances as the data side yields them.
+
+    Attributes:
+        split: ``train``, ``val``, ``test`` or ``predict``.
+        waveform: (B, T) float32 in [-1, 1], zero beyond ``lengths``.
+        lengths: (B,) samples of the whole utterance.
+        prompt_samples: (B,) where the prompt ends and the continuation begins.
+        tokens: (B, U) the whole transcript in the LLM's own tokens, without sos and eos.
+        token_lengths: (B,).
+        ids: Utterance ids.
+        speakers: Speaker ids.
+        text: Whole transcripts.
+        prompt_text: Words spoken inside the prompt, from the corpus's word times; None where it has none.
+        skipped: One line for each utterance that could not be read, ``id: reason``.
+    """
+
+    split: str
+    waveform: Tensor
+    lengths: Tensor
+    prompt_samples: Tensor
+    tokens: Tensor
+    token_lengths: Tensor
+    ids: list[str]
+    speakers: list[str]
+    text: list[str]
+    prompt_text: list[str | None]
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class Generation:
+    """What the model wrote and said, one entry a prompt.
+
+    Attributes:
+        text: Decoded text.
+        text_stop_reason: ``eos``, or ``length`` where the text was cut off and eos forced.
+        log_mel: (B, F, M) natural-log mel magnitudes of the continuation, padded with the log floor.
+        lengths: (B,) frames.
+        stop_reason: ``stop`` (learned), ``length``, ``silence`` or ``repeat``.
+        prompt_level_db: (B,) level of the prompt's loudest frame, the reference for silence.
+    """
+
+    text: list[str]
+    text_stop_reason: list[str]
+    log_mel: Tensor
+    lengths: Tensor
+    stop_reason: list[str]
+    prompt_level_db: Tensor
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+@dataclass
+class SpectronOutput:
+    """One teacher-forced pass.
+
+    Attributes:
+        losses: Unweighted scalars: ``text``, ``spectrogram``, ``spectrogram_feature_delta``,
+            ``spectrogram_time_delta``, ``stop``.
+        frames: (B, F, M) predicted log-mel of the continuation.
+        frame_mask: (B, F) bool.
+    """
+
+    losses: dict[str, Tensor]
+    frames: Tensor
+    frame_mask: Tensor

@@ -1,0 +1,71 @@
+"""Phase by iteration: a vocoder without weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lit_spectron.audio import AudioSpec
+from lit_spectron.masking import lengths_to_mask
+from lit_spectron.vocoders.base import Vocoder
+
+
+class GriffinLim(Vocoder):
+    """Fast Griffin-Lim over the least-squares inverse of the mel filter bank, batched.
+
+    Args:
+        audio: Any geometry.
+        iterations: Rounds of phase estimation.
+        momentum: Of the fast variant; 0 for the classic algorithm.
+
+    Source: Griffin and Lim 1984; Perraudin et al. 2013.
+    """
+
+    window: Tensor
+    inverse_filters: Tensor
+
+    def __init__(self, audio: AudioSpec, iterations: int = 32, momentum: float = 0.99):
+        super().__init__()
+        self.audio = audio
+        self.iterations = iterations
+        self.momentum = momentum
+        self.register_buffer("window", torch.hann_window(audio.window_samples), persistent=False)
+        self.register_buffer("inverse_filters", torch.linalg.pinv(audio.mel_filters()), persistent=False)
+
+    @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)
+    @torch.autocast("cuda", enabled=False)
+    def forward(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
+        # Silence after the end: a sample then sounds the same alone and in a batch of longer ones.
+        frames = log_mel.shape[1]
+        tail = -(-self.audio.window_samples // self.audio.hop_samples)
+        # Out-of-range predictions would overflow exp; a magnitude of e^8 is far above full scale.
+        mel = log_mel.float().clamp(max=8.0).exp() * lengths_to_mask(lengths, frames)[..., None]
+        magnitude = (F.pad(mel, (0, 0, 0, tail)) @ self.inverse_filters).clamp(min=0).transpose(1, 2)
+        # A fixed start makes the same spectrogram sound the same every time.
+        generator = torch.Generator().manual_seed(0)
+        phase = torch.rand(magnitude.shape[2], magnitude.shape[1], generator=generator).T * 2 * torch.pi
+        spectrum = torch.polar(magnitude, phase.to(magnitude.device).expand_as(magnitude).contiguous())
+        previous = torch.zeros_like(spectrum)
+        for _ in range(self.iterations):
+            projected = self._stft(self._istft(spectrum))
+            estimate = projected + self.momentum * (projected - previous)
+            previous = projected
+            spectrum = torch.polar(magnitude, estimate.angle())
+        waveform = self._istft(spectrum)[:, : self.audio.frames_to_samples(frames)]
+        return waveform * lengths_to_mask(self.audio.frames_to_samples(lengths), waveform.shape[1])
+
+    def _stft(self, waveform: Tensor) -> Tensor:
+        return torch.stft(waveform, **self._geometry(), pad_mode="constant", return_complex=True)
+
+    def _istft(self, spectrum: Tensor) -> Tensor:
+        return torch.istft(spectrum, **self._geometry())
+
+    def _geometry(self) -> dict[str, Any]:
+        return {
+            "n_fft": self.audio.fft_samples,
+            "hop_length": self.audio.hop_samples,
+            "win_length": self.audio.window_samples,
+            "window": self.window,
+        }

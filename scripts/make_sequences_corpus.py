@@ -1,0 +1,608 @@
+#!/usr/bin/env python3
+"""Makes (or checks) the synthetic "call and answer" speech corpus in data/sequences.
+
+A speaker says two words of a well-known cyclic sequence (the call) and then the next three (the answer):
+"Monday, Tuesday" - "Wednesday, Thursday, Friday", or backwards, or every second word. The call determines the
+answer, so a spoken language model trained on the corpus can be asked to continue texts, and voices, that it was
+never trained on. The layout is Libri-Light's, the manifests are Libriheavy's (one gzipped JSON cut per line).
+
+    python scripts/make_sequences_corpus.py --output data/sequences            # synthesise everything
+    python scripts/make_sequences_corpus.py --output data/sequences --check    # re-read it and assert every promise
+
+Needs the shared libraries of flite and eSpeak NG; on Debian or Ubuntu:
+
+    apt-get install flite espeak-ng
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gzip
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SAMPLE_RATE = 16000
+CALL_SECONDS = 1.5  # the call, and nothing but the call, fills this much of every utterance
+CALL_SPEECH_SECONDS = 1.35  # the call's speech is made to fit into this
+ANSWER_SPEECH_SECONDS = 1.9
+PAUSE_SECONDS = 0.05  # what is left of the silence between two words of a phrase
+GAP_SECONDS = 0.3  # silence between two utterances of one file
+GRID = 160  # utterances begin and end on multiples of 10 ms, so that their times are exact in decimals
+LEVEL_DB = -23.0  # RMS of the active speech of an utterance, relative to full scale
+SILENCE_DB = -40.0  # a 5 ms frame is silent where its peak lies this far below the phrase's peak
+AUDIO_BITS = 12  # FLAC stores samples whose low bits are zero in proportionally less space
+SEED = 20240229
+MAXIMUM_BYTES = 17_000_000
+AUDIO_ROOT = "download/librilight"  # the prefix that Libriheavy's manifests give to every recording
+SUBSET = "small"
+SPLITS = ("train", "validation", "test")
+STEPS = (1, -1, 2, -2)
+CALL_WORDS, ANSWER_WORDS = 2, 3
+EXTRA_TRAINING_TEXTS = 10  # training texts that the validation voice says as well, to tell new voice from new text
+
+FAMILIES = {
+    "weekdays": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
+    "months": "January February March April May June July August September October November December",
+    "planets": "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune",
+    "alphabet": "apple butter camera dinner elephant family garden hammer island jacket kitchen letter mountain number "
+    "ocean pencil question river summer table umbrella village winter yesterday",
+    "rainbow": "red orange yellow green blue indigo violet",
+}
+# Held-out texts per (family, step); where there is one, steps alternate between validation and test.
+HELD_OUT = {"weekdays": 1, "months": 2, "planets": 2, "alphabet": 4, "rainbow": 1}
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker: which engine says it, how fast, and in which split it is heard."""
+
+    name: str
+    engine: str  # "flite" or "espeak"
+    model: str  # the engine's own name of the voice
+    pace: float  # duration stretch (flite) or words per minute (eSpeak NG)
+    unseen: str | None = None  # the only split of a voice that training never hears
+    raised: float = 1.0  # played this much faster (and synthesised as much slower): higher pitch, shorter vocal tract
+    pitch: int = 50  # eSpeak NG's own, 0 to 99
+
+
+VOICES = (
+    Voice("slt", "flite", "slt", 1.0),
+    Voice("rms", "flite", "rms", 0.92),
+    Voice("awb", "flite", "awb", 1.0, raised=1.2),
+    Voice("rp", "espeak", "en-gb-x-rp", 155),
+    Voice("kal", "flite", "kal16", 1.1, unseen="validation"),
+    Voice("us", "espeak", "en-us", 155, unseen="test", raised=1.15, pitch=70),
+)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Five words of a family: the word at `start`, and on by `step`."""
+
+    family: str
+    step: int
+    start: int
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        sequence = FAMILIES[self.family].split()
+        count = CALL_WORDS + ANSWER_WORDS
+        return tuple(sequence[(self.start + self.step * i) % len(sequence)] for i in range(count))
+
+    @property
+    def call(self) -> tuple[str, ...]:
+        return self.words[:CALL_WORDS]
+
+    @property
+    def answer(self) -> tuple[str, ...]:
+        return self.words[CALL_WORDS:]
+
+    @property
+    def triples(self) -> set[tuple[str, ...]]:
+        return {self.words[i : i + 3] for i in range(len(self.words) - 2)}
+
+    @property
+    def transcript(self) -> str:
+        return " ".join(self.words)
+
+
+@dataclass
+class Phrase:
+    """Mono speech at SAMPLE_RATE with one (start, end) in seconds per word."""
+
+    samples: np.ndarray
+    times: list[tuple[float, float]]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / SAMPLE_RATE
+
+
+@dataclass
+class Recording:
+    """One audio file: (text, phrase) utterances in the order in which they are heard."""
+
+    voice: Voice
+    book: str
+    split: str
+    texts: list[Text]
+    utterances: list[Phrase] = field(default_factory=list)
+
+    @property
+    def identifier(self) -> str:
+        return f"{SUBSET}/{self.voice.name}/{self.book}/{self.book}_0000"
+
+
+def fail(message: str) -> None:
+    sys.exit(f"make_sequences_corpus: {message}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Texts and splits
+
+
+def all_texts() -> list[Text]:
+    """Every text; asserts that two words of a call leave no doubt about the answer."""
+    texts = [
+        Text(family, step, start) for family in FAMILIES for step in STEPS for start in range(len(FAMILIES[family].split()))
+    ]
+    answers: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for text in texts:
+        assert answers.setdefault(text.call, text.answer) == text.answer, f"ambiguous call: {text.call}"
+    assert len(answers) == len(texts)
+    return texts
+
+
+def covered(held_out: list[Text], training: list[Text]) -> bool:
+    """Whether training says every word, and every three consecutive words, of the held-out texts."""
+    triples = set().union(*(text.triples for text in training))
+    words = {word for text in training for word in text.words}
+    return all(text.triples <= triples and set(text.words) <= words for text in held_out)
+
+
+@cache
+def split_texts() -> dict[str, list[Text]]:
+    """The texts of each split, spread over all families and steps; the same on every call."""
+    generator = random.Random(SEED)
+    splits: dict[str, list[Text]] = {split: [] for split in SPLITS}
+    for family, count in HELD_OUT.items():
+        for number, step in enumerate(STEPS):
+            group = [text for text in all_texts() if (text.family, text.step) == (family, step)]
+            while True:
+                held_out = generator.sample(group, count)
+                training = [text for text in group if text not in held_out]
+                if covered(held_out, training):
+                    break
+            turn = number if count == 1 else 0
+            splits["validation"] += held_out[turn % 2 :: 2]
+            splits["test"] += held_out[1 - turn % 2 :: 2]
+            splits["train"] += training
+    return splits
+
+
+def plan_recordings() -> list[Recording]:
+    """Which voice says which texts in which file."""
+    texts = split_texts()
+    extra = random.Random(SEED + 1).sample(texts["train"], EXTRA_TRAINING_TEXTS)
+    recordings = []
+    for voice in VOICES:
+        if voice.unseen is None:
+            for family in FAMILIES:
+                own = [text for text in texts["train"] if text.family == family]
+                recordings.append(Recording(voice, f"{family}_train", "train", own))
+        for split in SPLITS[1:]:
+            if voice.unseen in (None, split):
+                recordings.append(Recording(voice, f"mixed_{split}", split, list(texts[split])))
+        if voice.unseen == "validation":
+            recordings.append(Recording(voice, "known_validation", "validation", extra))
+    return recordings
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Engines. Each returns (samples, sample rate, word times). Words are joined by commas: said as a list, they are far
+# easier to understand; the pauses this makes are cut to PAUSE_SECONDS afterwards.
+
+RawPhrase = tuple[np.ndarray, float, list[tuple[float, float]]]
+
+
+def load_library(name: str, package: str) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        fail(f"cannot load {name}: install {package} (Debian, Ubuntu: apt-get install {package})")
+        raise
+
+
+class FliteWave(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_char_p),
+        ("sample_rate", ctypes.c_int),
+        ("num_samples", ctypes.c_int),
+        ("num_channels", ctypes.c_int),
+        ("samples", ctypes.POINTER(ctypes.c_short)),
+    ]
+
+
+class FliteVoice(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("features", ctypes.c_void_p)]
+
+
+class Flite:
+    """CMU flite. Word times come from its Token and Segment relations: ends of the first and last phones."""
+
+    def __init__(self) -> None:
+        self.library = load_library("libflite.so.1", "flite")
+        pointer, text = ctypes.c_void_p, ctypes.c_char_p
+        signatures = {
+            "flite_synth_text": (pointer, [text, pointer]),
+            "utt_wave": (ctypes.POINTER(FliteWave), [pointer]),
+            "utt_relation": (pointer, [pointer, text]),
+            "relation_head": (pointer, [pointer]),
+            "item_next": (pointer, [pointer]),
+            "ffeature_float": (ctypes.c_float, [pointer, text]),
+            "feat_set_float": (None, [pointer, text, ctypes.c_float]),
+            "delete_utterance": (None, [pointer]),
+        }
+        for name, (result, arguments) in signatures.items():
+            function = getattr(self.library, name)
+            function.restype, function.argtypes = result, arguments
+        self.library.flite_init()
+        self.voices: dict[str, ctypes.c_void_p] = {}
+
+    def voice(self, model: str) -> ctypes._Pointer:
+        if model not in self.voices:
+            library = load_library(f"libflite_cmu_us_{model}.so.1", "flite")
+            register = getattr(library, f"register_cmu_us_{model}")
+            register.restype, register.argtypes = ctypes.POINTER(FliteVoice), [ctypes.c_char_p]
+            self.voices[model] = register(None)
+        return self.voices[model]
+
+    def __call__(self, words: tuple[str, ...], voice: Voice, pace: float) -> RawPhrase:
+        loaded = self.voice(voice.model)
+        self.library.feat_set_float(loaded.contents.features, b"duration_stretch", pace)
+        utterance = self.library.flite_synth_text(", ".join(words).encode(), ctypes.cast(loaded, ctypes.c_void_p))
+        wave = self.library.utt_wave(utterance).contents
+        samples = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float64) / 32768
+        rate = wave.sample_rate
+        times = []
+        token = self.library.relation_head(self.library.utt_relation(utterance, b"Token"))
+        while token:
+            start = b"daughter1.R:SylStructure.daughter1.daughter1.R:Segment.p.end"
+            end = b"daughtern.R:SylStructure.daughtern.daughtern.R:Segment.end"
+            times.append((self.library.ffeature_float(token, start), self.library.ffeature_float(token, end)))
+            token = self.library.item_next(token)
+        self.library.delete_utterance(utterance)
+        return samples, rate, times
+
+
+class EspeakEvent(ctypes.Structure):
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    ]
+
+
+ESPEAK_CALLBACK = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(EspeakEvent)
+)
+
+
+class Espeak:
+    """eSpeak NG. Word starts are the samples of its WORD events; a word ends where the sound before the next does."""
+
+    SYNCHRONOUS, RATE_PARAMETER, PITCH_PARAMETER, UTF8, WORD_EVENT = 2, 1, 3, 1, 1
+
+    def __init__(self) -> None:
+        self.library = load_library("libespeak-ng.so.1", "espeak-ng")
+        self.sample_rate = self.library.espeak_Initialize(self.SYNCHRONOUS, 0, None, 0)
+        if self.sample_rate <= 0:
+            fail("eSpeak NG does not start: install espeak-ng-data")
+        self.audio: list[np.ndarray] = []
+        self.word_starts: list[int] = []
+        self.callback = ESPEAK_CALLBACK(self.receive)  # kept, so that it is not collected while the engine holds it
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def receive(self, wave: ctypes._Pointer, count: int, events: ctypes._Pointer) -> int:
+        if wave and count > 0:
+            self.audio.append(np.ctypeslib.as_array(wave, (count,)).copy())
+        number = 0
+        while events[number].type != 0:
+            if events[number].type == self.WORD_EVENT:
+                self.word_starts.append(events[number].sample)
+            number += 1
+        return 0
+
+    def __call__(self, words: tuple[str, ...], voice: Voice, pace: float) -> RawPhrase:
+        if self.library.espeak_SetVoiceByName(voice.model.encode()) != 0:
+            fail(f"eSpeak NG has no voice {voice.model}: install espeak-ng-data")
+        self.audio, self.word_starts = [], []
+        self.library.espeak_SetParameter(self.RATE_PARAMETER, round(pace), 0)
+        self.library.espeak_SetParameter(self.PITCH_PARAMETER, voice.pitch, 0)
+        text = ", ".join(words).encode() + b"\0"
+        self.library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, self.UTF8, None, None)
+        self.library.espeak_Synchronize()
+        samples = np.concatenate(self.audio).astype(np.float64) / 32768
+        starts = [sample / self.sample_rate for sample in self.word_starts]
+        limits = [*starts[1:], len(samples) / self.sample_rate]
+        loud = np.flatnonzero(active_frames(samples, self.sample_rate))
+        ends = []
+        for start, limit in zip(starts, limits, strict=True):
+            before = loud[(loud + 1) * 0.005 <= limit + 0.005]
+            ends.append(min(limit, max(start, (before[-1] + 1) * 0.005)))
+        return samples, self.sample_rate, list(zip(starts, ends, strict=True))
+
+
+@cache
+def engine(name: str) -> Flite | Espeak:
+    return {"flite": Flite, "espeak": Espeak}[name]()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From an engine's output to an utterance
+
+
+def active_frames(samples: np.ndarray, rate: float) -> np.ndarray:
+    """Which 5 ms frames are louder than SILENCE_DB below the peak."""
+    frame = round(rate * 0.005)
+    peaks = np.abs(samples[: len(samples) // frame * frame]).reshape(-1, frame).max(axis=1)
+    return peaks > peaks.max() * 10 ** (SILENCE_DB / 20)
+
+
+def tighten(samples: np.ndarray, rate: float, times: list[tuple[float, float]]) -> Phrase:
+    """Cuts the silence around the phrase off and the pauses inside it short, at the sample rate of the engine."""
+    # The engine knows where its words are; loudness decides only about the last hundredths of a second.
+    active = np.flatnonzero(active_frames(samples, rate)) * 0.005
+    begin = max(0.0, min(times[0][0], max(active[0], times[0][0] - 0.02)))
+    finish = max(times[-1][0], min(times[-1][1], active[-1] + 0.01)) + 0.01
+    pieces, moved, position, removed = [], [], begin, begin
+    for number, (start, end) in enumerate(times):
+        if number and (pause := start - times[number - 1][1]) > PAUSE_SECONDS:
+            pieces.append(samples[round(position * rate) : round((times[number - 1][1] + PAUSE_SECONDS / 2) * rate)])
+            position = start - PAUSE_SECONDS / 2
+            removed += pause - PAUSE_SECONDS
+        moved.append((max(0.0, float(start - removed)), float(min(end, finish) - removed)))
+    pieces.append(samples[round(position * rate) : round(finish * rate)])
+    return Phrase(np.concatenate(pieces), moved)
+
+
+def synthesise(voice: Voice, words: tuple[str, ...], longest: float) -> Phrase:
+    """Says the words as one phrase of at most `longest` seconds, faster than the voice's usual pace if need be."""
+    pace = voice.pace * (voice.raised if voice.engine != "espeak" else 1 / voice.raised)
+    for _ in range(4):
+        samples, rate, times = engine(voice.engine)(words, voice, pace)
+        assert len(times) == len(words), (voice.name, words, times)
+        phrase = tighten(samples, rate, times)
+        heard_rate = rate * voice.raised
+        seconds = len(phrase.samples) / heard_rate
+        if seconds <= longest:
+            break
+        hurry = 0.98 * longest / seconds
+        pace *= hurry if voice.engine != "espeak" else 1 / hurry
+    assert seconds <= longest, (voice.name, words, seconds)
+    if heard_rate != SAMPLE_RATE:
+        phrase.samples = soxr.resample(phrase.samples, heard_rate, SAMPLE_RATE, quality="HQ")
+    limit = phrase.seconds
+    phrase.times = [(min(start / voice.raised, limit), min(end / voice.raised, limit)) for start, end in phrase.times]
+    fade_edges(phrase.samples)
+    return phrase
+
+
+def fade_edges(samples: np.ndarray, seconds: float = 0.004) -> None:
+    """Takes the click out of a cut."""
+    ramp = np.linspace(0, 1, round(seconds * SAMPLE_RATE))
+    samples[: len(ramp)] *= ramp
+    samples[-len(ramp) :] *= ramp[::-1]
+
+
+def level_gain(phrases: list[Phrase]) -> float:
+    """What brings the active speech of the phrases, taken together, to LEVEL_DB."""
+    loud = [phrase.samples[: len(mask) * 80][np.repeat(mask, 80)] for phrase in phrases for mask in [active_mask(phrase)]]
+    return 10 ** (LEVEL_DB / 20) / float(np.sqrt(np.mean(np.concatenate(loud) ** 2)))
+
+
+def active_mask(phrase: Phrase) -> np.ndarray:
+    return active_frames(phrase.samples, SAMPLE_RATE)
+
+
+def make_utterance(voice: Voice, text: Text) -> Phrase:
+    """The call in exactly CALL_SECONDS, the answer behind it, at one level and quantised to AUDIO_BITS."""
+    generator = random.Random(f"{SEED} {voice.name} {text.transcript}")
+    call = synthesise(voice, text.call, CALL_SPEECH_SECONDS)
+    answer = synthesise(voice, text.answer, ANSWER_SPEECH_SECONDS)
+    gain = level_gain([call, answer])
+    lead = min(generator.uniform(0.02, 0.1), CALL_SECONDS - call.seconds - 0.02)
+    call_at = round(lead * SAMPLE_RATE)
+    answer_at = round((CALL_SECONDS + generator.uniform(0.02, 0.04)) * SAMPLE_RATE)
+    end = answer_at + len(answer.samples) + round(generator.uniform(0.06, 0.09) * SAMPLE_RATE)
+    samples = np.zeros(-(-end // GRID) * GRID)
+    samples[call_at : call_at + len(call.samples)] = call.samples * gain
+    samples[answer_at : answer_at + len(answer.samples)] = answer.samples * gain
+    assert np.abs(samples).max() < 0.999, f"clipped: {voice.name} {text.transcript}"
+    unit = 2 ** (AUDIO_BITS - 1)
+    quantised = np.round(samples * unit).clip(-unit, unit - 1) * (32768 // unit)
+    offsets = [(call_at / SAMPLE_RATE, call.times), (answer_at / SAMPLE_RATE, answer.times)]
+    times = [(start + offset, stop + offset) for offset, own in offsets for start, stop in own]
+    return Phrase(quantised.astype(np.int16), times)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+def seconds(samples: int) -> float:
+    return round(samples / SAMPLE_RATE, 6)
+
+
+def write_recording(recording: Recording, output: Path) -> list[dict]:
+    """Writes the FLAC file and Libri-Light's JSON file beside it; returns a Libriheavy cut per utterance."""
+    gap = np.zeros(round(GAP_SECONDS * SAMPLE_RATE), np.int16)
+    pieces, starts, position = [gap], [], len(gap)
+    for utterance in recording.utterances:
+        starts.append(position)
+        pieces += [utterance.samples, gap]
+        position += len(utterance.samples) + len(gap)
+    audio = output / f"{recording.identifier}.flac"
+    audio.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(audio, np.concatenate(pieces), SAMPLE_RATE, subtype="PCM_16")
+    spans = [
+        [seconds(start), seconds(start + len(utterance.samples))]
+        for start, utterance in zip(starts, recording.utterances, strict=True)
+    ]
+    book = {"id": recording.book, "title": recording.book.replace("_", " "), "language": "English", "meta": {"genre": []}}
+    details = {"speaker": recording.voice.name, "book_meta": book, "snr": None, "voice_activity": spans}
+    audio.with_suffix(".json").write_text(json.dumps(details) + "\n", encoding="utf-8")
+    source = {
+        "id": recording.identifier,
+        "sources": [{"type": "file", "channels": [0], "source": f"{AUDIO_ROOT}/{recording.identifier}.flac"}],
+        "sampling_rate": SAMPLE_RATE,
+        "num_samples": position,
+        "duration": seconds(position),
+        "channel_ids": [0],
+    }
+    cuts = zip(recording.texts, recording.utterances, starts, strict=True)
+    return [make_cut(recording, source, number, *parts) for number, parts in enumerate(cuts)]
+
+
+def make_cut(recording: Recording, source: dict, number: int, text: Text, utterance: Phrase, start: int) -> dict:
+    """A cut as Libriheavy writes it. As in lhotse, alignment times count, like the supervision's, from the cut's start."""
+    identifier = f"{recording.identifier}_{number}"
+    duration = seconds(len(utterance.samples))
+    words = [
+        [word, round(begin, 4), round(end - begin, 4), None]
+        for word, (begin, end) in zip(text.words, utterance.times, strict=True)
+    ]
+    custom = {
+        "texts": [text.transcript, text.transcript.upper()],
+        "pre_texts": ["", ""],
+        "family": text.family,
+        "step": text.step,
+    }
+    supervision = {
+        "id": identifier,
+        "recording_id": recording.identifier,
+        "start": 0,
+        "duration": duration,
+        "channel": 0,
+        "language": "English",
+        "speaker": recording.voice.name,
+        "custom": custom,
+        "alignment": {"word": words},
+    }
+    return {
+        "id": identifier,
+        "start": seconds(start),
+        "duration": duration,
+        "channel": 0,
+        "supervisions": [supervision],
+        "recording": source,
+        "type": "MonoCut",
+    }
+
+
+def manifest(output: Path, split: str) -> Path:
+    return output / f"libriheavy_cuts_{split}.jsonl.gz"
+
+
+def write_manifest(path: Path, cuts: list[dict]) -> None:
+    """Without a name and a time in the gzip header, equal cuts are equal bytes."""
+    text = "".join(json.dumps(cut) + "\n" for cut in cuts)
+    path.write_bytes(gzip.compress(text.encode("utf-8"), 9, mtime=0))
+
+
+def read_manifest(path: Path) -> list[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+TOKENIZER_SIZE = 512
+SPECIAL_TOKENS = ["<pad>", "<sos>", "<eos>"]
+# A word, with the space before it, a hyphen or apostrophe inside it included; or other signs; or white space.
+PIECES = r" ?[\p{L}\p{N}]+(?:[-'][\p{L}\p{N}]+)*| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def make_tokenizer(texts: list[Text]) -> Tokenizer:
+    """A byte-level BPE tokenizer in which each corpus word, cased or not, with a space or not, is one token.
+
+    Whole words are put into the vocabulary directly (`ignore_merges` looks a piece up before it applies merges); merges
+    learnt from the training texts fill the rest. Other text falls back to these and to bytes.
+    """
+    words = sorted({word for text in texts for word in text.words})
+    forms = sorted({space + form for word in words for form in (word, word.lower()) for space in ("", "\u0120")})
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    splitter = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = splitter
+    room = TOKENIZER_SIZE - len(SPECIAL_TOKENS) - len(alphabet) - len(forms)
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(alphabet) + room, initial_alphabet=alphabet, show_progress=False, max_token_length=3
+    )
+    sentences = [text.transcript.lower() for text in texts] + [text.transcript for text in texts]
+    learner.train_from_iterator(sentences, trainer)
+    merges = [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    tokens = SPECIAL_TOKENS + alphabet + forms + ["".join(pair) for pair in merges]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    return tokenizer
+
+
+def make_corpus(output: Path) -> None:
+    """Synthesises everything in a folder beside `output` and swaps it in at the end."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent) as folder:
+        fresh = Path(folder, "fresh")
+        cuts: dict[str, list[dict]] = defaultdict(list)
+        for recording in plan_recordings():
+            recording.utterances = [make_utterance(recording.voice, text) for text in recording.texts]
+            cuts[recording.split] += write_recording(recording, fresh)
+            print(recording.identifier, len(recording.texts), file=sys.stderr)
+        for split in SPLITS:
+            write_manifest(manifest(fresh, split), cuts[split])
+        make_tokenizer(split_texts()["train"]).save(str(fresh / "tokenizer.json"))
+        for kept in ("README.md", "LICENSE"):
+            if (output / kept).exists():
+                shutil.copy2(output / kept, fresh / kept)
+        if output.exists():
+            output.rename(Path(folder, "old"))
+        fresh.rename(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("data/sequences"), help="folder of the corpus")
+    parser.add_argument("--check", action="store_true", help="check the corpus in --output instead of making it")
+    arguments = parser.parse_args()
+    if arguments.check:
+        check_corpus(arguments.output)
+    else:
+        make_corpus(arguments.output)
+
+
+if __name__ == "__main__":
+    main()
