@@ -1,7 +1,6 @@
 """`report.json` and `report.md` after `test`."""
 
 import json
-import os
 import platform
 from collections import defaultdict
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from callbacks.base import FreeRunningMetric
 from lit_spectron import __version__
+from lit_spectron.files import appearing_whole
 from lit_spectron.types import Generation, SpeechBatch
 
 
@@ -61,8 +61,10 @@ class Report(L.Callback):
         }
         directory = Path(self.directory or trainer.log_dir or ".")
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-        write_atomically(directory / "report.md", as_markdown(report))
+        with appearing_whole(directory / "report.json") as path:
+            path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with appearing_whole(directory / "report.md") as path:
+            path.write_text(as_markdown(report), encoding="utf-8")
         print(f"report: {directory / 'report.md'}")
 
     def _by_speaker(self) -> dict[str, dict[str, float]]:
@@ -76,13 +78,6 @@ class Report(L.Callback):
             means = {k: sum(s[k] for s in samples if k in s) / sum(k in s for s in samples) for k in names}
             table[speaker] = {"utterances": len(samples), **means}
         return table
-
-
-def write_atomically(path: Path, content: str) -> None:
-    """The file appears whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(content, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.audio_files import SUFFIXES
+from lit_spectron.audio_files import SUFFIXES
 from lit_spectron.errors import UserError
 
 

@@ -1,15 +1,16 @@
 """`fit`, `validate`, `test` and `predict` through LightningCLI."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from callbacks import Report
+from datamodules import LibriLightDataModule
 from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
 
@@ -24,6 +25,9 @@ class SaveFitConfig(SaveConfigCallback):
 
 class SpectronCLI(LightningCLI):
     """LightningCLI with one run folder for everything and the model's config inside its checkpoints."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_lightning_class_args(Report, "report")
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -62,11 +66,7 @@ def run(arguments: list[str]) -> None:
     Raises:
         UserError: A mistake in the config or on the command line, named in one line.
     """
-    # Top-level `callbacks` and `datamodules` are found from the repository's root, wherever python starts.
-    sys.path.insert(0, os.getcwd())
     sys.argv[1:] = arguments
-    from datamodules import LibriLightDataModule
-
     # Interpolations are resolved once, after every file and override: see the notes on omegaconf+ in docs/CONFIG.md.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:

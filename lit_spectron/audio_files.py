@@ -51,3 +51,25 @@ def read_audio(
     if not np.isfinite(samples).all():
         raise UserError(f"{path}: holds samples that are not finite")
     return samples
+
+
+def find_audio(paths: list[Path]) -> dict[str, Path]:
+    """Audio files by their stem: files as they are, folders searched through.
+
+    Raises:
+        UserError: Something is missing, a folder holds no audio, or two files share a stem.
+    """
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not files:
+                raise UserError(f"{path}: holds no audio ({', '.join(sorted(SUFFIXES))})")
+        elif path.is_file():
+            files = [path]
+        else:
+            raise UserError(f"{path}: no such file or folder")
+        for file in files:
+            if found.setdefault(file.stem, file) != file:
+                raise UserError(f"{file}: has the same name as {found[file.stem]}; outputs would overwrite each other")
+    return found

@@ -1,0 +1,167 @@
+"""The façade without a trainer: from a checkpoint alone to text and speech."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import soundfile
+import torch
+from torch import Tensor
+
+from lit_spectron.audio import AudioSpec
+from lit_spectron.audio_files import find_audio, read_audio
+from lit_spectron.errors import UserError
+from lit_spectron.files import appearing_whole
+from lit_spectron.figures import spectrogram_figure
+from lit_spectron.generation import GenerationSettings, generate
+from lit_spectron.model import SpectronModel
+from lit_spectron.types import Generation
+from lit_spectron.vocoders import Vocoder
+
+MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention")
+
+
+class SpectronPipeline:
+    """A trained model with its vocoder and its way of decoding.
+
+    Args:
+        model: Trained; put into evaluation mode.
+        vocoder: Of the model's geometry.
+        settings: How to decode.
+        prompt_seconds: Prompt length the model was trained with.
+    """
+
+    def __init__(self, model: SpectronModel, vocoder: Vocoder, settings: GenerationSettings, prompt_seconds: float):
+        self.model = model.eval()
+        self.vocoder = vocoder.eval()
+        self.settings = settings
+        self.prompt_seconds = prompt_seconds
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: Path | str, device: str = "auto", overrides: dict[str, Any] | None = None
+    ) -> "SpectronPipeline":
+        """
+        Args:
+            path: A checkpoint that `fit` wrote. Tensors and plain values only are read from it, never code.
+            device: ``auto``, ``cpu``, ``cuda``, ...
+            overrides: Fields of `GenerationSettings` that replace the run's.
+
+        Raises:
+            UserError: The checkpoint is missing, damaged or not one of ours.
+        """
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such checkpoint")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            config, state = checkpoint["config"], checkpoint["state_dict"]
+        except (RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
+            raise UserError(f"{path}: not a checkpoint of lit_spectron: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # pickle.UnpicklingError has no narrower public parent
+            raise UserError(f"{path}: not a checkpoint of lit_spectron: {type(error).__name__}") from error
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(SpectronModel, "model")
+        parser.add_argument("--vocoder", type=Callable[[AudioSpec], Vocoder])
+        parser.add_class_arguments(GenerationSettings, "generation")
+        built = parser.instantiate_classes(
+            parser.parse_object(
+                {
+                    "model": {key: config[key] for key in MODEL_KEYS},
+                    "vocoder": config["vocoder"],
+                    "generation": {**config["generation"], **(overrides or {})},
+                }
+            )
+        )
+        prefix = "model."
+        built.model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        vocoder = built.vocoder(built.model.audio)
+        return cls(built.model.to(device), vocoder.to(device), built.generation, config["prompt_seconds"])
+
+    def generate(self, prompts: list[Tensor], ids: list[str] | None = None) -> tuple[Generation, list[Tensor]]:
+        """
+        Args:
+            prompts: Waveforms (T,) in [-1, 1] at the model's rate.
+            ids: Names that make each prompt's random numbers its own.
+
+        Returns:
+            What was generated, and each continuation's waveform (T,).
+        """
+        device = self.model.mel_mean.device
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        waveform = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(device)
+        generation = generate(self.model, waveform, lengths, self.settings, ids)
+        sound = self.vocoder(generation.log_mel, generation.lengths).clamp(-1, 1).cpu()
+        samples = self.model.audio.frames_to_samples(generation.lengths).tolist()
+        return generation, [sound[i, :n] for i, n in enumerate(samples)]
+
+    def generate_files(
+        self,
+        paths: list[Path],
+        out: Path,
+        prompt_seconds: float | None = None,
+        batch_size: int = 8,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Continues every prompt among ``paths`` (files or folders of files) and writes four files for each to ``out``.
+
+        Every prompt is read and checked before the first file is written.
+
+        Raises:
+            UserError: A prompt is missing, unreadable, too short or of a wrong rate; two share a name.
+        """
+        seconds = self.prompt_seconds if prompt_seconds is None else prompt_seconds
+        files = find_audio(paths)
+        for path in files.values():
+            self._read_prompt(path, seconds)
+        if out.exists() and not out.is_dir():
+            raise UserError(f"{out}: not a folder")
+        out.mkdir(parents=True, exist_ok=True)
+        names = list(files)
+        for start in range(0, len(names), batch_size):
+            chunk = names[start : start + batch_size]
+            prompts = [self._read_prompt(files[name], seconds) for name in chunk]
+            generation, sounds = self.generate(prompts, chunk)
+            for index, name in enumerate(chunk):
+                self._write(out, name, files[name], prompts[index], generation, index, sounds[index])
+                report(f"{out / name}.wav: {generation.text[index]}")
+
+    def _read_prompt(self, path: Path, seconds: float) -> Tensor:
+        audio = self.model.audio
+        samples = torch.from_numpy(read_audio(path, audio.sample_rate_hz))
+        wanted = audio.seconds_to_samples(seconds)
+        if len(samples) < wanted:
+            raise UserError(
+                f"{path}: {audio.samples_to_seconds(len(samples)):.2f} s, shorter than the prompt of {seconds:g} s "
+                "(--prompt_seconds)"
+            )
+        return samples[:wanted]
+
+    def _write(
+        self, out: Path, name: str, source: Path, prompt: Tensor, generation: Generation, index: int, sound: Tensor
+    ) -> None:
+        audio = self.model.audio
+        log_mel = generation.log_mel[index, : generation.lengths[index]]
+        description = {
+            "prompt": str(source),
+            "prompt_seconds": audio.samples_to_seconds(len(prompt)),
+            "text": generation.text[index],
+            "text_stop_reason": generation.text_stop_reason[index],
+            "seconds": audio.samples_to_seconds(len(sound)),
+            "stop_reason": generation.stop_reason[index],
+            "settings": asdict(self.settings),
+        }
+        prompt_mel, _ = self.model.log_mel(prompt[None].to(log_mel.device), torch.tensor([len(prompt)]).to(log_mel.device))
+        figure = spectrogram_figure({"prompt": prompt_mel[0], "continuation": log_mel}, audio, generation.text[index])
+        with appearing_whole(out / f"{name}.wav") as path:
+            soundfile.write(path, sound.numpy(), audio.sample_rate_hz, format="WAV")
+        with appearing_whole(out / f"{name}.txt") as path:
+            path.write_text(generation.text[index] + "\n", encoding="utf-8")
+        with appearing_whole(out / f"{name}.png") as path:
+            figure.savefig(path, format="png", dpi=100)
+        with appearing_whole(out / f"{name}.json") as path:
+            path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
