@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes (or checks) the synthetic "call and answer" speech corpus in data/sequences.
 
-A speaker says two words of a well-known cyclic sequence (the call) and then the next three (the answer):
-"Monday, Tuesday" - "Wednesday, Thursday, Friday", or backwards, or every second word. The call determines the
-answer, so a spoken language model trained on the corpus can be asked to continue texts, and voices, that it was
-never trained on. The layout is Libri-Light's, the manifests are Libriheavy's (one gzipped JSON cut per line).
+Two well-known sequences are told in turn: a speaker says a word of each (the call, "Monday, March") and then goes on
+with both (the answer, "Tuesday, April, Wednesday"). The call determines the answer, and there are hundreds of calls, so
+a spoken language model has to hear the words, and can be asked to continue texts, and voices, that it was never trained
+on. The layout is Libri-Light's, the manifests are Libriheavy's (one gzipped JSON cut per line).
 
     python scripts/make_sequences_corpus.py --output data/sequences            # synthesise everything
     python scripts/make_sequences_corpus.py --output data/sequences --check    # re-read it and assert every promise
@@ -28,6 +28,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import soundfile
@@ -38,31 +39,31 @@ SAMPLE_RATE = 16000
 CALL_SECONDS = 1.5  # the call, and nothing but the call, fills this much of every utterance
 CALL_SPEECH_SECONDS = 1.35  # the call's speech is made to fit into this
 ANSWER_SPEECH_SECONDS = 1.9
-PAUSE_SECONDS = 0.05  # what is left of the silence between two words of a phrase
 GAP_SECONDS = 0.3  # silence between two utterances of one file
 GRID = 160  # utterances begin and end on multiples of 10 ms, so that their times are exact in decimals
-LEVEL_DB = -23.0  # RMS of the active speech of an utterance, relative to full scale
-SILENCE_DB = -40.0  # a 5 ms frame is silent where its peak lies this far below the phrase's peak
+LEVEL_DB = -24.0  # RMS of the active speech of an utterance, relative to full scale
+FRAME_SECONDS = 0.005
+SILENCE_DB = -40.0  # a frame is silent where its peak lies this far below the phrase's peak
 AUDIO_BITS = 10  # FLAC stores samples whose low bits are zero in proportionally less space
 SEED = 20240229
-MAXIMUM_BYTES = 17_000_000
+MAXIMUM_BYTES = 20_000_000
 AUDIO_ROOT = "download/librilight"  # the prefix that Libriheavy's manifests give to every recording
 SUBSET = "small"
 SPLITS = ("train", "validation", "test")
-STEPS = (1, -1, 2, -2)
+MANIFESTS = (*SPLITS, "validation_unseen_voice", "test_unseen_voice")  # of an unseen voice, apart from the others
 CALL_WORDS, ANSWER_WORDS = 2, 3
-EXTRA_TRAINING_TEXTS = 10  # training texts that the validation voice says as well, to tell new voice from new text
+TRAINING_TEXTS = 220  # that each seen voice says, of its own choice
+CHAPTER_TEXTS = 55  # utterances in one file
+HELD_OUT_TEXTS = 20  # in validation and in test each
 
+# Sequences whose words a speech recogniser writes as one expects.
 FAMILIES = {
     "weekdays": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
     "months": "January February March April May June July August September October November December",
-    "planets": "Mercury Venus Earth Mars Jupiter Saturn Uranus Neptune",
-    "alphabet": "apple butter coffee dinner engine flower garden hammer island jacket kitchen letter mountain number "
-    "ocean pencil question river summer table uncle village winter",
-    "rainbow": "red orange yellow green blue indigo violet",
+    "seasons": "spring summer autumn winter",
+    "winds": "north east south west",
+    "colours": "red orange yellow green blue",
 }
-# Held-out texts per (family, step); where there is one, steps alternate between validation and test.
-HELD_OUT = {"weekdays": 1, "months": 2, "planets": 2, "alphabet": 4, "rainbow": 1}
 
 
 @dataclass(frozen=True)
@@ -76,31 +77,37 @@ class Voice:
     unseen: str | None = None  # the only split of a voice that training never hears
     raised: float = 1.0  # played this much faster (and synthesised as much slower): higher pitch, shorter vocal tract
     pitch: int = 50  # eSpeak NG's own, 0 to 99
+    pause: float = 0.05  # seconds of silence that are left between two words of a phrase
 
 
 VOICES = (
     Voice("slt", "flite", "slt", 0.94),
     Voice("rms", "flite", "rms", 0.86),
-    Voice("awb", "flite", "awb", 0.98, raised=1.2),
-    Voice("rp", "espeak", "en-gb-x-rp", 165),
-    Voice("kal", "flite", "kal16", 1.05, unseen="validation"),
-    Voice("us", "espeak", "en-us", 165, unseen="test", raised=1.15, pitch=70),
+    Voice("awb", "flite", "awb", 0.98, raised=1.1),
+    Voice("kid", "flite", "rms", 0.86, raised=1.25),
+    Voice("us", "espeak", "en-us", 158, unseen="validation", pitch=60, pause=0.1),
+    Voice("kal", "flite", "kal16", 1.05, unseen="test", pause=0.08),
 )
+
+
+@cache
+def successors() -> dict[str, str]:
+    """What follows each word; after a sequence's last word comes its first."""
+    sequences = [words.split() for words in FAMILIES.values()]
+    return {word: words[(i + 1) % len(words)] for words in sequences for i, word in enumerate(words)}
 
 
 @dataclass(frozen=True)
 class Text:
-    """Five words of a family: the word at `start`, and on by `step`."""
+    """Two sequences in turn, from a word of each: "Monday March Tuesday April Wednesday"."""
 
-    family: str
-    step: int
-    start: int
+    first: str
+    second: str
 
     @property
     def words(self) -> tuple[str, ...]:
-        sequence = FAMILIES[self.family].split()
-        count = CALL_WORDS + ANSWER_WORDS
-        return tuple(sequence[(self.start + self.step * i) % len(sequence)] for i in range(count))
+        follow = successors()
+        return (self.first, self.second, follow[self.first], follow[self.second], follow[follow[self.first]])
 
     @property
     def call(self) -> tuple[str, ...]:
@@ -109,10 +116,6 @@ class Text:
     @property
     def answer(self) -> tuple[str, ...]:
         return self.words[CALL_WORDS:]
-
-    @property
-    def triples(self) -> set[tuple[str, ...]]:
-        return {self.words[i : i + 3] for i in range(len(self.words) - 2)}
 
     @property
     def transcript(self) -> str:
@@ -142,11 +145,15 @@ class Recording:
     utterances: list[Phrase] = field(default_factory=list)
 
     @property
+    def manifest(self) -> str:
+        return self.split if self.voice.unseen is None else f"{self.split}_unseen_voice"
+
+    @property
     def identifier(self) -> str:
         return f"{SUBSET}/{self.voice.name}/{self.book}/{self.book}_0000"
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     sys.exit(f"make_sequences_corpus: {message}")
 
 
@@ -155,65 +162,41 @@ def fail(message: str) -> None:
 
 
 def all_texts() -> list[Text]:
-    """Every text; asserts that two words of a call leave no doubt about the answer."""
-    texts = [
-        Text(family, step, start) for family in FAMILIES for step in STEPS for start in range(len(FAMILIES[family].split()))
-    ]
-    answers: dict[tuple[str, ...], tuple[str, ...]] = {}
-    for text in texts:
-        assert answers.setdefault(text.call, text.answer) == text.answer, f"ambiguous call: {text.call}"
-    assert len(answers) == len(texts)
-    return texts
-
-
-def covered(held_out: list[Text], training: list[Text]) -> bool:
-    """Whether training says every word, and every three consecutive words, of the held-out texts."""
-    triples = set().union(*(text.triples for text in training))
-    words = {word for text in training for word in text.words}
-    return all(text.triples <= triples and set(text.words) <= words for text in held_out)
+    """Every pair of words of two different sequences, in either order."""
+    families = [words.split() for words in FAMILIES.values()]
+    return [Text(a, b) for one in families for other in families if one != other for a in one for b in other]
 
 
 @cache
 def split_texts() -> dict[str, list[Text]]:
-    """The texts of each split, spread over all families and steps; the same on every call."""
-    generator = random.Random(SEED)
-    splits: dict[str, list[Text]] = {split: [] for split in SPLITS}
-    for family, count in HELD_OUT.items():
-        for number, step in enumerate(STEPS):
-            group = [text for text in all_texts() if (text.family, text.step) == (family, step)]
-            while True:
-                held_out = generator.sample(group, count)
-                training = [text for text in group if text not in held_out]
-                if covered(held_out, training):
-                    break
-            turn = number if count == 1 else 0
-            splits["validation"] += held_out[turn % 2 :: 2]
-            splits["test"] += held_out[1 - turn % 2 :: 2]
-            splits["train"] += training
+    """The texts of each split, drawn at random; the same on every call. Training says every word in either place."""
+    texts = all_texts()
+    random.Random(SEED).shuffle(texts)
+    cuts = (HELD_OUT_TEXTS, 2 * HELD_OUT_TEXTS)
+    splits = {"validation": texts[: cuts[0]], "test": texts[cuts[0] : cuts[1]], "train": texts[cuts[1] :]}
+    assert {text.first for text in splits["train"]} == {text.second for text in splits["train"]} == set(successors())
     return splits
 
 
 def plan_recordings() -> list[Recording]:
     """Which voice says which texts in which file."""
     texts = split_texts()
-    extra = random.Random(SEED + 1).sample(texts["train"], EXTRA_TRAINING_TEXTS)
     recordings = []
     for voice in VOICES:
         if voice.unseen is None:
-            for family in FAMILIES:
-                own = [text for text in texts["train"] if text.family == family]
-                recordings.append(Recording(voice, f"{family}_train", "train", own))
+            own = random.Random(f"{SEED} {voice.name}").sample(texts["train"], TRAINING_TEXTS)
+            for start in range(0, TRAINING_TEXTS, CHAPTER_TEXTS):
+                chapter = own[start : start + CHAPTER_TEXTS]
+                recordings.append(Recording(voice, f"train_{start // CHAPTER_TEXTS}", "train", chapter))
         for split in SPLITS[1:]:
             if voice.unseen in (None, split):
-                recordings.append(Recording(voice, f"mixed_{split}", split, list(texts[split])))
-        if voice.unseen == "validation":
-            recordings.append(Recording(voice, "known_validation", "validation", extra))
+                recordings.append(Recording(voice, split, split, list(texts[split])))
     return recordings
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Engines. Each returns (samples, sample rate, word times). Words are joined by commas: said as a list, they are far
-# easier to understand; the pauses this makes are cut to PAUSE_SECONDS afterwards.
+# easier to understand; the pauses this makes are cut short afterwards.
 
 RawPhrase = tuple[np.ndarray, float, list[tuple[float, float]]]
 
@@ -223,7 +206,6 @@ def load_library(name: str, package: str) -> ctypes.CDLL:
         return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
     except OSError:
         fail(f"cannot load {name}: install {package} (Debian, Ubuntu: apt-get install {package})")
-        raise
 
 
 class FliteWave(ctypes.Structure):
@@ -343,11 +325,10 @@ class Espeak:
         samples = np.concatenate(self.audio).astype(np.float64) / 32768
         starts = [sample / self.sample_rate for sample in self.word_starts]
         limits = [*starts[1:], len(samples) / self.sample_rate]
-        loud = np.flatnonzero(active_frames(samples, self.sample_rate))
-        ends = []
-        for start, limit in zip(starts, limits, strict=True):
-            before = loud[(loud + 1) * 0.005 <= limit + 0.005]
-            ends.append(min(limit, max(start, (before[-1] + 1) * 0.005)))
+        loud = np.flatnonzero(active_frames(samples, self.sample_rate)) * FRAME_SECONDS
+        # The frame into which the next word's start falls, and the one before it, may hold some of that word.
+        ends = [float(loud[loud < limit - 2 * FRAME_SECONDS][-1]) + FRAME_SECONDS for limit in limits]
+        ends = [limit if limit - end < 4 * FRAME_SECONDS else end for end, limit in zip(ends, limits, strict=True)]
         return samples, self.sample_rate, list(zip(starts, ends, strict=True))
 
 
@@ -361,24 +342,24 @@ def engine(name: str) -> Flite | Espeak:
 
 
 def active_frames(samples: np.ndarray, rate: float) -> np.ndarray:
-    """Which 5 ms frames are louder than SILENCE_DB below the peak."""
-    frame = round(rate * 0.005)
-    peaks = np.abs(samples[: len(samples) // frame * frame]).reshape(-1, frame).max(axis=1)
+    """Which frames of FRAME_SECONDS are louder than SILENCE_DB below the peak."""
+    edges = np.round(np.arange(0, len(samples) / rate, FRAME_SECONDS) * rate).astype(int)
+    peaks = np.maximum.reduceat(np.abs(samples), edges[edges < len(samples)])
     return peaks > peaks.max() * 10 ** (SILENCE_DB / 20)
 
 
-def tighten(samples: np.ndarray, rate: float, times: list[tuple[float, float]]) -> Phrase:
+def tighten(samples: np.ndarray, rate: float, times: list[tuple[float, float]], longest_pause: float) -> Phrase:
     """Cuts the silence around the phrase off and the pauses inside it short, at the sample rate of the engine."""
     # The engine knows where its words are; loudness decides only about the last hundredths of a second.
-    active = np.flatnonzero(active_frames(samples, rate)) * 0.005
+    active = np.flatnonzero(active_frames(samples, rate)) * FRAME_SECONDS
     begin = max(0.0, min(times[0][0], max(active[0], times[0][0] - 0.02)))
     finish = max(times[-1][0], min(times[-1][1], active[-1] + 0.01)) + 0.01
     pieces, moved, position, removed = [], [], begin, begin
     for number, (start, end) in enumerate(times):
-        if number and (pause := start - times[number - 1][1]) > PAUSE_SECONDS:
-            pieces.append(samples[round(position * rate) : round((times[number - 1][1] + PAUSE_SECONDS / 2) * rate)])
-            position = start - PAUSE_SECONDS / 2
-            removed += pause - PAUSE_SECONDS
+        if number and (pause := start - times[number - 1][1]) > longest_pause:
+            pieces.append(samples[round(position * rate) : round((times[number - 1][1] + longest_pause / 2) * rate)])
+            position = start - longest_pause / 2
+            removed += pause - longest_pause
         moved.append((max(0.0, float(start - removed)), float(min(end, finish) - removed)))
     pieces.append(samples[round(position * rate) : round(finish * rate)])
     return Phrase(np.concatenate(pieces), moved)
@@ -390,7 +371,7 @@ def synthesise(voice: Voice, words: tuple[str, ...], longest: float) -> Phrase:
     for _ in range(4):
         samples, rate, times = engine(voice.engine)(words, voice, pace)
         assert len(times) == len(words), (voice.name, words, times)
-        phrase = tighten(samples, rate, times)
+        phrase = tighten(samples, rate, times, voice.pause * voice.raised)
         heard_rate = rate * voice.raised
         seconds = len(phrase.samples) / heard_rate
         if seconds <= longest:
@@ -413,14 +394,11 @@ def fade_edges(samples: np.ndarray, seconds: float = 0.004) -> None:
     samples[-len(ramp) :] *= ramp[::-1]
 
 
-def level_gain(phrases: list[Phrase]) -> float:
+def level_gain(phrases: list[np.ndarray]) -> float:
     """What brings the active speech of the phrases, taken together, to LEVEL_DB."""
-    loud = [phrase.samples[: len(mask) * 80][np.repeat(mask, 80)] for phrase in phrases for mask in [active_mask(phrase)]]
+    frame = round(FRAME_SECONDS * SAMPLE_RATE)
+    loud = [samples[np.repeat(active_frames(samples, SAMPLE_RATE), frame)[: len(samples)]] for samples in phrases]
     return 10 ** (LEVEL_DB / 20) / float(np.sqrt(np.mean(np.concatenate(loud) ** 2)))
-
-
-def active_mask(phrase: Phrase) -> np.ndarray:
-    return active_frames(phrase.samples, SAMPLE_RATE)
 
 
 def make_utterance(voice: Voice, text: Text) -> Phrase:
@@ -428,7 +406,7 @@ def make_utterance(voice: Voice, text: Text) -> Phrase:
     generator = random.Random(f"{SEED} {voice.name} {text.transcript}")
     call = synthesise(voice, text.call, CALL_SPEECH_SECONDS)
     answer = synthesise(voice, text.answer, ANSWER_SPEECH_SECONDS)
-    gain = level_gain([call, answer])
+    gain = level_gain([call.samples, answer.samples])
     lead = min(generator.uniform(0.02, 0.1), CALL_SECONDS - call.seconds - 0.02)
     call_at = round(lead * SAMPLE_RATE)
     answer_at = round((CALL_SECONDS + generator.uniform(0.02, 0.04)) * SAMPLE_RATE)
@@ -467,7 +445,8 @@ def write_recording(recording: Recording, output: Path) -> list[dict]:
         [seconds(start), seconds(start + len(utterance.samples))]
         for start, utterance in zip(starts, recording.utterances, strict=True)
     ]
-    book = {"id": recording.book, "title": recording.book.replace("_", " "), "language": "English", "meta": {"genre": []}}
+    title = recording.book.replace("_", " ")
+    book = {"id": recording.book, "title": title, "language": "English", "meta": {"genre": []}}
     details = {"speaker": recording.voice.name, "book_meta": book, "snr": None, "voice_activity": spans}
     audio.with_suffix(".json").write_text(json.dumps(details) + "\n", encoding="utf-8")
     source = {
@@ -483,7 +462,7 @@ def write_recording(recording: Recording, output: Path) -> list[dict]:
 
 
 def make_cut(recording: Recording, source: dict, number: int, text: Text, utterance: Phrase, start: int) -> dict:
-    """A cut as Libriheavy writes it. As in lhotse, alignment times count, like the supervision's, from the cut's start."""
+    """A cut as Libriheavy writes it. As in lhotse, times in a supervision count from the start of the cut."""
     identifier = f"{recording.identifier}_{number}"
     duration = seconds(len(utterance.samples))
     words = [
@@ -493,8 +472,6 @@ def make_cut(recording: Recording, source: dict, number: int, text: Text, uttera
     custom = {
         "texts": [text.transcript, text.transcript.upper()],
         "pre_texts": ["", ""],
-        "family": text.family,
-        "step": text.step,
     }
     supervision = {
         "id": identifier,
@@ -580,9 +557,9 @@ def make_corpus(output: Path) -> None:
         cuts: dict[str, list[dict]] = defaultdict(list)
         for recording in plan_recordings():
             recording.utterances = [make_utterance(recording.voice, text) for text in recording.texts]
-            cuts[recording.split] += write_recording(recording, fresh)
+            cuts[recording.manifest] += write_recording(recording, fresh)
             print(recording.identifier, len(recording.texts), file=sys.stderr)
-        for split in SPLITS:
+        for split in MANIFESTS:
             write_manifest(manifest(fresh, split), cuts[split])
         make_tokenizer(split_texts()["train"]).save(str(fresh / "tokenizer.json"))
         for kept in ("README.md", "LICENSE"):
@@ -591,6 +568,125 @@ def make_corpus(output: Path) -> None:
         if output.exists():
             output.rename(Path(folder, "old"))
         fresh.rename(output)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checking
+
+
+def audio_path(output: Path, cut: dict) -> Path:
+    return output / Path(cut["recording"]["sources"][0]["source"]).relative_to(AUDIO_ROOT)
+
+
+def check_texts(cuts: dict[str, list[dict]]) -> None:
+    """Splits are what they promise: no held-out text and no unseen voice in training."""
+    spoken = {split: {tuple(words_of(cut)) for cut in cuts[split]} for split in MANIFESTS}
+    texts = {split: {text.words for text in own} for split, own in split_texts().items()}
+    assert spoken["train"] <= texts["train"] and not texts["train"] & (texts["validation"] | texts["test"])
+    assert not texts["validation"] & texts["test"]
+    voices = {split: {cut["supervisions"][0]["speaker"] for cut in cuts[split]} for split in MANIFESTS}
+    for split in MANIFESTS[1:]:
+        assert spoken[split] == texts[split.removesuffix("_unseen_voice")], split
+        assert split in SPLITS or not voices[split] & voices["train"], split
+    assert voices["train"] == voices["validation"] == voices["test"] == {v.name for v in VOICES if not v.unseen}
+
+
+def words_of(cut: dict) -> list[str]:
+    return [item[0] for item in cut["supervisions"][0]["alignment"]["word"]]
+
+
+def check_cut(output: Path, cut: dict, whole: np.ndarray) -> None:
+    """Reading the cut alone gives the very samples of the whole file; words, level and silences are as promised."""
+    supervision, recording = cut["supervisions"][0], cut["recording"]
+    first, count = cut["start"] * SAMPLE_RATE, cut["duration"] * SAMPLE_RATE
+    assert abs(first - round(first)) < 1e-6 and round(first) % GRID == 0 and round(count) % GRID == 0, cut["id"]
+    first, count = round(first), round(count)
+    assert recording["num_samples"] == len(whole) and recording["duration"] == seconds(len(whole))
+    assert first + count <= len(whole) and supervision["duration"] == cut["duration"]
+    samples, _ = soundfile.read(audio_path(output, cut), frames=count, start=first, dtype="int16")
+    assert np.array_equal(samples, whole[first : first + count]), f"not sample-exact: {cut['id']}"
+    words = supervision["alignment"]["word"]
+    assert words_of(cut) == supervision["custom"]["texts"][0].split() and len(words) == CALL_WORDS + ANSWER_WORDS
+    spans = [(start, start + length) for _, start, length, _ in words]
+    assert all(length > 0.08 for _, _, length, _ in words), (cut["id"], words)
+    assert all(end <= start + 1e-3 for (_, end), (start, _) in zip(spans, spans[1:], strict=False)), (cut["id"], words)
+    assert spans[0][0] >= 0 and spans[CALL_WORDS - 1][1] <= CALL_SECONDS <= spans[CALL_WORDS][0], (cut["id"], words)
+    assert cut["duration"] - 0.12 < spans[-1][1] < cut["duration"] - 0.04, (cut["id"], words)
+    boundary = round(CALL_SECONDS * SAMPLE_RATE)
+    assert not samples[boundary - 160 : boundary + 160].any() and not samples[-160:].any(), cut["id"]
+    phrases = [np.trim_zeros(part / 32768) for part in (samples[:boundary], samples[boundary:])]
+    assert max(map(longest_silence, phrases)) <= 0.2, cut["id"]
+    assert max(abs(phrase).max() for phrase in phrases) < 0.999 and abs(20 * np.log10(level_gain(phrases))) < 0.5, cut[
+        "id"
+    ]
+
+
+def longest_silence(samples: np.ndarray) -> float:
+    runs = "".join("x" if active else " " for active in active_frames(samples, SAMPLE_RATE)).split("x")
+    return max(map(len, runs)) * FRAME_SECONDS
+
+
+def check_tokenizer(path: Path, texts: list[Text]) -> None:
+    tokenizer = Tokenizer.from_file(str(path))
+    assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2]
+    for word in {word for text in texts for word in text.words}:
+        for form in (word, word.lower()):
+            assert len(tokenizer.encode(f" {form}").ids) == len(tokenizer.encode(form).ids) == 1, form
+    samples = [text.transcript for text in texts]
+    samples += [
+        "Any other text, isn't it?  Two spaces;\n\ttabs, naïve café \u4f60\u597d \U0001f600 12.5%!",
+        "",
+        " ",
+        "MONDAY",
+    ]
+    for sample in samples:
+        assert tokenizer.decode(tokenizer.encode(sample).ids) == sample, sample
+        assert not {0, 1, 2} & set(tokenizer.encode(sample).ids)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(tokenizer.get_vocab_size()))
+
+
+def check_files(output: Path, cuts: list[dict]) -> None:
+    """Every audio file is cut up without a rest, and has Libri-Light's JSON file beside it."""
+    spans = defaultdict(list)
+    for cut in cuts:
+        spans[audio_path(output, cut)].append([cut["start"], round(cut["start"] + cut["duration"], 6)])
+    assert set(spans) == set(output.glob(f"{SUBSET}/*/*/*.flac"))
+    for path, own in spans.items():
+        details = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        assert details["voice_activity"] == own and details["speaker"] == path.parts[-3], path
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    assert size <= MAXIMUM_BYTES, f"{size} bytes"
+    print(f"{len(spans)} audio files, {size / 1e6:.2f} MB in all")
+
+
+def check_corpus(output: Path) -> None:
+    """Asserts everything that the corpus promises and prints the counts."""
+    if not manifest(output, "train").exists():
+        fail(f"there is no corpus in {output}")
+    cuts = {split: read_manifest(manifest(output, split)) for split in MANIFESTS}
+    everything = [cut for split in MANIFESTS for cut in cuts[split]]
+    assert len({cut["id"] for cut in everything}) == len(everything)
+    check_texts(cuts)
+    audio: dict[Path, np.ndarray] = {}
+    for cut in everything:
+        path = audio_path(output, cut)
+        if path not in audio:
+            audio[path], rate = soundfile.read(path, dtype="int16")
+            assert rate == SAMPLE_RATE and audio[path].ndim == 1 and soundfile.info(path).subtype == "PCM_16"
+        check_cut(output, cut, audio[path])
+    check_tokenizer(output / "tokenizer.json", [text for own in split_texts().values() for text in own])
+    check_files(output, everything)
+    print_counts(cuts)
+
+
+def print_counts(cuts: dict[str, list[dict]]) -> None:
+    print("| split | voice | utterances | minutes | mean answer, s |\n|---|---|---:|---:|---:|")
+    for split in MANIFESTS:
+        for voice in VOICES:
+            lengths = [cut["duration"] for cut in cuts[split] if cut["supervisions"][0]["speaker"] == voice.name]
+            if lengths:
+                mean = np.mean(lengths) - CALL_SECONDS
+                print(f"| {split} | {voice.name} | {len(lengths)} | {sum(lengths) / 60:.1f} | {mean:.2f} |")
 
 
 def main() -> None:
