@@ -23,7 +23,6 @@ class ConformerEncoder(SpeechEncoder):
         stacked_frames: Log-mel frames joined into one feature; sets the features a second.
         dropout: Dropout inside the layers.
         spec_augment: Masking of the prompt's log-mel while training.
-        initializer_range: Standard deviation of the initial weights; null for ``hidden_size ** -0.5``.
 
     Source: Gulati et al. 2020; METHOD "Parts", E.
     """
@@ -38,7 +37,6 @@ class ConformerEncoder(SpeechEncoder):
         stacked_frames: int = 2,
         dropout: float = 0.1,
         spec_augment: SpecAugment | None = None,
-        initializer_range: float | None = None,
     ):
         super().__init__()
         self.output_dim = hidden_size
@@ -60,7 +58,6 @@ class ConformerEncoder(SpeechEncoder):
                 feat_proj_dropout=0.0,
                 conformer_conv_dropout=dropout,
                 layerdrop=0.0,
-                initializer_range=hidden_size**-0.5 if initializer_range is None else initializer_range,
                 apply_spec_augment=False,
             )
         )

@@ -20,8 +20,6 @@ class LlamaFromScratch(LanguageModel):
         intermediate_size: Width of the feed-forward module.
         tokenizer: Path of a ``tokenizer.json`` (or its content) with <pad>, <sos> and <eos>; null for one token a byte.
         tie_embeddings: Whether the output layer is the transposed embedding table.
-        initializer_range: Standard deviation of the initial weights; null for ``hidden_size ** -0.5``. The customary
-            0.02 suits a width of 2,048: far below that, attention starts out too even to find the text it must read.
     """
 
     def __init__(
@@ -33,7 +31,6 @@ class LlamaFromScratch(LanguageModel):
         intermediate_size: int,
         tokenizer: str | None = None,
         tie_embeddings: bool = True,
-        initializer_range: float | None = None,
     ):
         super().__init__()
         self.tokenizer = Tokenizer(tokenizer)
@@ -47,7 +44,6 @@ class LlamaFromScratch(LanguageModel):
                 num_key_value_heads=key_value_heads,
                 intermediate_size=intermediate_size,
                 tie_word_embeddings=tie_embeddings,
-                initializer_range=hidden_size**-0.5 if initializer_range is None else initializer_range,
                 pad_token_id=None,
                 bos_token_id=self.tokenizer.sos_id,
                 eos_token_id=self.tokenizer.eos_id,
