@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lit_spectron.module import LitSpectron
 from lit_spectron.types import Generation, SpeechBatch
 
 
@@ -26,7 +27,7 @@ class FreeRunningMetric(L.Callback, ABC):
         self.rows: dict[str, dict[str, float | str | None]] = {}
 
     @abstractmethod
-    def update(self, module: L.LightningModule, batch: SpeechBatch, generation: Generation) -> None:
+    def update(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
         """Adds one batch to `metrics` and `rows`."""
 
     def setup(self, trainer, pl_module, stage: str) -> None:
@@ -39,7 +40,7 @@ class FreeRunningMetric(L.Callback, ABC):
         for metric in self.metrics.values():
             metric.reset()
 
-    def _finish(self, module: L.LightningModule, stage: str) -> None:
+    def _finish(self, module: LitSpectron, stage: str) -> None:
         # Every rank computes, since computing synchronises.
         values = {name: metric.compute() for name, metric in self.metrics.items() if metric.update_called}
         module.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=stage == "val")

@@ -1,9 +1,8 @@
 """Signs of speech that never stops or is no speech."""
 
-import lightning as L
-
 from callbacks.base import FreeRunningMetric, Ratio
 from lit_spectron.audio import frame_level_db
+from lit_spectron.module import LitSpectron
 from lit_spectron.types import Generation, SpeechBatch
 
 
@@ -22,7 +21,7 @@ class GenerationHealth(FreeRunningMetric):
         self.silence_db = silence_db
         self.metrics = {"stop_rate": Ratio(), "silence_ratio": Ratio()}
 
-    def update(self, module: L.LightningModule, batch: SpeechBatch, generation: Generation) -> None:
+    def update(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
         level_db = frame_level_db(generation.log_mel)
         for index, name in enumerate(batch.ids):
             frames = int(generation.lengths[index])

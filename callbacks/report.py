@@ -12,6 +12,7 @@ import torch
 from callbacks.base import FreeRunningMetric
 from lit_spectron import __version__
 from lit_spectron.files import appearing_whole
+from lit_spectron.module import LitSpectron
 from lit_spectron.types import Generation, SpeechBatch
 
 
@@ -33,7 +34,7 @@ class Report(L.Callback):
         if outputs is not None:
             self._add(pl_module, batch, outputs)
 
-    def _add(self, module: L.LightningModule, batch: SpeechBatch, generation: Generation) -> None:
+    def _add(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
         audio = module.model.audio
         for i, name in enumerate(batch.ids):
             self._samples[name] = {

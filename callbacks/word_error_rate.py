@@ -3,9 +3,9 @@
 import re
 
 import jiwer
-import lightning as L
 
 from callbacks.base import FreeRunningMetric, Ratio
+from lit_spectron.module import LitSpectron
 from lit_spectron.types import Generation, SpeechBatch
 
 
@@ -53,7 +53,7 @@ class WordErrorRate(FreeRunningMetric):
         super().__init__()
         self.metrics = {"wer_prompt": Ratio(), "wer_text": Ratio()}
 
-    def update(self, module: L.LightningModule, batch: SpeechBatch, generation: Generation) -> None:
+    def update(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
         for index, name in enumerate(batch.ids):
             generated, reference = words(generation.text[index]), words(batch.text[index])
             errors = count_errors(reference, generated)

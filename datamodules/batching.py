@@ -7,8 +7,8 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
-from lit_spectron.audio_files import read_audio
 from datamodules.manifest import Utterance
+from lit_spectron.audio_files import read_audio
 from lit_spectron.errors import UserError
 from lit_spectron.llms.tokenizer import Tokenizer
 from lit_spectron.types import SpeechBatch

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -157,7 +158,7 @@ class LibriLightDataModule(L.LightningDataModule):
     def _loader(self, split: str, shuffle: bool) -> DataLoader:
         if self.trainer is None:
             raise RuntimeError("the data module takes tokenizer and rate from the model of its trainer")
-        model = self.trainer.lightning_module.model
+        model: Any = self.trainer.lightning_module.model
         utterances, rate = self.utterances[split], model.audio.sample_rate_hz
         sampler = LengthBatchSampler(
             [u.duration_seconds for u in utterances],

@@ -66,10 +66,11 @@ def read_cuts(manifest: Path, root: Path, audio_prefix: str, text_index: int) ->
     if not manifest.is_file():
         raise UserError(f"{manifest}: no such manifest")
     utterances = []
-    number = 0
+    number = 0  # of the line that is being read, for the error message
     try:
         with (gzip.open if manifest.suffix == ".gz" else open)(manifest, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+            for line in lines:
+                number += 1
                 if line.strip():
                     utterances.append(_cut_to_utterance(json.loads(line), root, audio_prefix, text_index))
     except (KeyError, IndexError, TypeError, ValueError) as error:

@@ -48,7 +48,9 @@ def generate_parser() -> argparse.ArgumentParser:
         "text), NAME.json (text, seconds, stop reasons, settings) and NAME.png (the spectrogram).",
     )
     parser.add_argument("prompts", nargs="+", type=Path, metavar="PROMPT", help="audio files, or folders of them")
-    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run; nothing else of the run is needed")
+    parser.add_argument(
+        "--ckpt", type=Path, required=True, help="checkpoint of a run; nothing else of the run is needed"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
         "--prompt_seconds",
@@ -76,6 +78,4 @@ def generate(arguments: list[str]) -> None:
     names = ("max_speech_seconds", "max_text_tokens", "temperature", "top_k", "top_p", "stop_threshold", "seed")
     overrides = {name: options[name] for name in names if options[name] is not None}
     pipeline = SpectronPipeline.from_checkpoint(options["ckpt"], options["device"], overrides)
-    pipeline.generate_files(
-        options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"], report=print
-    )
+    pipeline.generate_files(options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"])

@@ -1,6 +1,5 @@
 """Writing files that appear whole or not at all."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,6 @@ def appearing_whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.part")
     try:
         yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

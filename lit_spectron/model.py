@@ -1,6 +1,7 @@
 """Composition: encoder, projection, LLM and spectrogram decoder in one forward pass.
 
-Shapes: B batch, T samples, S prefix positions, U text tokens, F frames, N speech steps, r frames a step, M mels, D width.
+Shapes: B batch, T samples, S prefix positions, U text tokens, F frames, N speech steps, r frames a step, M mels,
+D width.
 """
 
 from collections.abc import Callable

@@ -94,7 +94,8 @@ class LitSpectron(L.LightningModule):
     def _take_mel_statistics(self) -> None:
         """Mean and deviation of the log-mel over the first training batches, summed over all ranks."""
         sums = torch.zeros(3, self.model.audio.n_mels, dtype=torch.float64, device=self.device)
-        for batch in islice(self.trainer.datamodule.train_dataloader(), self.statistics_batches):
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        for batch in islice(loader, self.statistics_batches):
             log_mel, lengths = self.model.log_mel(batch.waveform.to(self.device), batch.lengths.to(self.device))
             valid = log_mel[lengths_to_mask(lengths, log_mel.shape[1])].double()
             sums += torch.stack([torch.ones_like(valid).sum(0), valid.sum(0), valid.square().sum(0)])
@@ -118,7 +119,7 @@ class LitSpectron(L.LightningModule):
         return self._losses(batch, "train")
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self.log("train/gradient_norm", get_total_norm(gradients))
 
@@ -137,10 +138,10 @@ class LitSpectron(L.LightningModule):
         self._generated += len(batch)
         return self.generate(batch)
 
-    def validation_step(self, batch: SpeechBatch, batch_index: int) -> Generation | None:
+    def validation_step(self, batch: SpeechBatch, batch_index: int) -> Any:
         return self._evaluation_step(batch, "val")
 
-    def test_step(self, batch: SpeechBatch, batch_index: int) -> Generation | None:
+    def test_step(self, batch: SpeechBatch, batch_index: int) -> Any:
         return self._evaluation_step(batch, "test")
 
     def predict_step(self, batch: SpeechBatch, batch_index: int) -> Generation | None:

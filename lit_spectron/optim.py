@@ -32,7 +32,9 @@ class OptimizerSettings:
 
     def __post_init__(self) -> None:
         if self.total_steps < 1:
-            raise UserError(f"model.optimizer.total_steps: must be positive, got {self.total_steps}; set trainer.max_steps")
+            raise UserError(
+                f"model.optimizer.total_steps: must be positive, got {self.total_steps}; set trainer.max_steps"
+            )
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -46,9 +48,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> tuple[Optimizer, LambdaLR]:
     """The optimiser and a schedule to be stepped once a step."""
-    optimizer = AdamW(
-        parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=settings.betas
-    )
+    optimizer = AdamW(parameter_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=settings.betas)
 
     def share(step: int) -> float:
         if step < settings.warmup_steps:

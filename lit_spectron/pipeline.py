@@ -14,8 +14,8 @@ from torch import Tensor
 from lit_spectron.audio import AudioSpec
 from lit_spectron.audio_files import find_audio, read_audio
 from lit_spectron.errors import UserError
-from lit_spectron.files import appearing_whole
 from lit_spectron.figures import spectrogram_figure
+from lit_spectron.files import appearing_whole
 from lit_spectron.generation import GenerationSettings, generate
 from lit_spectron.model import SpectronModel
 from lit_spectron.types import Generation
@@ -105,7 +105,7 @@ class SpectronPipeline:
         out: Path,
         prompt_seconds: float | None = None,
         batch_size: int = 8,
-        report: Callable[[str], None] = lambda line: None,
+        report: Callable[[str], object] = print,
     ) -> None:
         """Continues every prompt among ``paths`` (files or folders of files) and writes four files for each to ``out``.
 
@@ -155,7 +155,9 @@ class SpectronPipeline:
             "stop_reason": generation.stop_reason[index],
             "settings": asdict(self.settings),
         }
-        prompt_mel, _ = self.model.log_mel(prompt[None].to(log_mel.device), torch.tensor([len(prompt)]).to(log_mel.device))
+        prompt_mel, _ = self.model.log_mel(
+            prompt[None].to(log_mel.device), torch.tensor([len(prompt)]).to(log_mel.device)
+        )
         figure = spectrogram_figure({"prompt": prompt_mel[0], "continuation": log_mel}, audio, generation.text[index])
         with appearing_whole(out / f"{name}.wav") as path:
             soundfile.write(path, sound.numpy(), audio.sample_rate_hz, format="WAV")

@@ -24,9 +24,10 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +56,7 @@ MANIFESTS = (*SPLITS, "validation_unseen_voice", "test_unseen_voice")  # of an u
 CALL_WORDS, ANSWER_WORDS = 2, 3
 TRAINING_TEXTS = 210  # that each seen voice says, of its own choice
 CHAPTER_TEXTS = 70  # utterances in one file
+PROMPTS = 2  # calls of each voice of the test splits that are written as files of their own
 HELD_OUT_TEXTS = 20  # in validation and in test each
 
 # Sequences whose words a speech recogniser writes as one expects.
@@ -511,6 +513,20 @@ def read_manifest(path: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
+def write_prompts(output: Path, cuts: list[dict]) -> None:
+    """The calls of each voice's first PROMPTS cuts as files of their own, to try `generate` with."""
+    (output / "prompts").mkdir()
+    counts: Counter[str] = Counter()
+    for cut in cuts:
+        voice = cut["supervisions"][0]["speaker"]
+        counts[voice] += 1
+        if counts[voice] <= PROMPTS:
+            first, count = round(cut["start"] * SAMPLE_RATE), round(CALL_SECONDS * SAMPLE_RATE)
+            samples, _ = soundfile.read(audio_path(output, cut), frames=count, start=first, dtype="int16")
+            name = "_".join([voice, *words_of(cut)[:CALL_WORDS]]).lower()
+            soundfile.write(output / "prompts" / f"{name}.flac", samples, SAMPLE_RATE, subtype="PCM_16")
+
+
 TOKENIZER_SIZE = 512
 SPECIAL_TOKENS = ["<pad>", "<sos>", "<eos>"]
 # A word, with the space before it, a hyphen or apostrophe inside it included; or other signs; or white space.
@@ -562,6 +578,7 @@ def make_corpus(output: Path) -> None:
             print(recording.identifier, len(recording.texts), file=sys.stderr)
         for split in MANIFESTS:
             write_manifest(manifest(fresh, split), cuts[split])
+        write_prompts(fresh, [*cuts["test"], *cuts["test_unseen_voice"]])
         make_tokenizer(split_texts()["train"]).save(str(fresh / "tokenizer.json"))
         for kept in ("README.md", "LICENSE"):
             if (output / kept).exists():
@@ -610,7 +627,7 @@ def check_cut(output: Path, cut: dict, whole: np.ndarray) -> None:
     assert words_of(cut) == supervision["custom"]["texts"][0].split() and len(words) == CALL_WORDS + ANSWER_WORDS
     spans = [(start, start + length) for _, start, length, _ in words]
     assert all(length > 0.08 for _, _, length, _ in words), (cut["id"], words)
-    assert all(end <= start + 1e-3 for (_, end), (start, _) in zip(spans, spans[1:], strict=False)), (cut["id"], words)
+    assert all(end <= start + 1e-3 for (_, end), (start, _) in pairwise(spans)), (cut["id"], words)
     assert spans[0][0] >= 0 and spans[CALL_WORDS - 1][1] <= CALL_SECONDS <= spans[CALL_WORDS][0], (cut["id"], words)
     assert cut["duration"] - 0.12 < spans[-1][1] < cut["duration"] - 0.04, (cut["id"], words)
     boundary = round(CALL_SECONDS * SAMPLE_RATE)

@@ -47,9 +47,9 @@ class LlamaFromScratch(LanguageModel):
                 pad_token_id=None,
                 bos_token_id=self.tokenizer.sos_id,
                 eos_token_id=self.tokenizer.eos_id,
-                attn_implementation="sdpa",
             )
         )
+        self.llama.set_attn_implementation("sdpa")
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.llama.model.embed_tokens(tokens)

@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Listens, with a recogniser, to what a checkpoint says in answer to the prompts of a manifest.
+
+    python scripts/score_speech.py --ckpt runs/NAME/version_N/checkpoints/last.ckpt --recognizer openai/whisper-tiny.en
+
+Three rows go through the same recogniser: the true continuation (the ceiling), the true continuation's log-mel through
+the vocoder (what a perfect decoder would reach), and what the model says. `wer_speech` compares the transcript with the
+words that ought to be heard: for the first two rows the reference's words after the prompt, for the model what it wrote
+after the prompt's words. With `--speaker_similarity`, cosine similarities of Resemblyzer embeddings between prompt and
+continuation are added, and the same between a prompt and another speaker's continuation (the floor).
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from callbacks.word_error_rate import count_errors, match_beginning, words
+from datamodules.manifest import Utterance, read_cuts
+from lit_spectron.audio_files import read_audio
+from lit_spectron.pipeline import SpectronPipeline
+
+Recognizer = Callable[[list[np.ndarray]], list[str]]
+BATCH = 20
+
+
+def load_recognizer(name: str, sample_rate_hz: int) -> Recognizer:
+    """A function from waveforms to transcripts, by a Whisper model's hub id or folder; greedy, in float32."""
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    processor = WhisperProcessor.from_pretrained(name)
+    model = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def recognize(waveforms: list[np.ndarray]) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(waveforms), BATCH):
+            chunk = waveforms[start : start + BATCH]
+            features = processor(chunk, sampling_rate=sample_rate_hz, return_tensors="pt").input_features
+            tokens = model.generate(features, max_new_tokens=64)
+            texts += processor.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+    return recognize
+
+
+def embed(waveforms: list[np.ndarray]) -> np.ndarray:
+    """Resemblyzer embeddings (N, 256) of unit length."""
+    from resemblyzer import VoiceEncoder
+
+    encoder = VoiceEncoder("cpu", verbose=False)
+    return np.stack([encoder.embed_utterance(waveform) for waveform in waveforms])
+
+
+def similarities(prompts: np.ndarray, answers: np.ndarray, speakers: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) cosines of prompt and own continuation, and (N,) mean cosines of prompt and other speakers' ones."""
+    cosine = prompts @ answers.T
+    other = np.array([[a != b for b in speakers] for a in speakers])
+    return np.diag(cosine), np.where(other, cosine, 0).sum(1) / other.sum(1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run")
+    parser.add_argument("--recognizer", required=True, help="Whisper model: hub id or folder")
+    parser.add_argument("--root", type=Path, default=Path("data/sequences"), help="corpus folder")
+    parser.add_argument("--cuts", default="libriheavy_cuts_test.jsonl.gz", help="manifest, relative to the root")
+    parser.add_argument("--speaker_similarity", action="store_true", help="needs `pip install resemblyzer`")
+    parser.add_argument("--out", type=Path, help="also write every transcript to this JSON file")
+    arguments = parser.parse_args()
+
+    pipeline = SpectronPipeline.from_checkpoint(arguments.ckpt)
+    audio = pipeline.model.audio
+    utterances = read_cuts(arguments.root / arguments.cuts, arguments.root, "download/librilight", 1)
+    split = audio.seconds_to_samples(pipeline.prompt_seconds)
+    whole = [read_audio(u.path, audio.sample_rate_hz, u.start_seconds, u.duration_seconds) for u in utterances]
+    prompts, real = [w[:split] for w in whole], [w[split:] for w in whole]
+
+    generated, texts, stopped = [], [], 0
+    began = time.perf_counter()
+    for start in range(0, len(whole), BATCH):
+        chunk = range(start, min(start + BATCH, len(whole)))
+        result, sounds = pipeline.generate(
+            [torch.from_numpy(prompts[i]) for i in chunk], [utterances[i].id for i in chunk]
+        )
+        generated += [sound.numpy() for sound in sounds]
+        texts += result.text
+        stopped += sum(reason == "stop" for reason in result.stop_reason)
+    seconds = time.perf_counter() - began
+    rows = {"real": real, "resynthesis": [resynthesise(pipeline, w) for w in real], "generated": generated}
+
+    spoken_in_prompt = [words(u.text_before(pipeline.prompt_seconds) or "") for u in utterances]
+    references = [words(u.text)[len(p) :] for u, p in zip(utterances, spoken_in_prompt, strict=True)]
+    intended = [after_prompt(p, words(t)) for p, t in zip(spoken_in_prompt, texts, strict=True)]
+    recognize = load_recognizer(arguments.recognizer, audio.sample_rate_hz)
+    speakers = [u.speaker for u in utterances]
+    prompt_embeddings = embed(prompts) if arguments.speaker_similarity else None
+    transcripts: dict[str, list[str]] = {}
+    print("| row | speaker | utterances | wer_speech | speaker_similarity | mismatched |\n|---|---|---|---|---|---|")
+    for row, sounds in rows.items():
+        transcripts[row] = recognize(sounds)
+        wanted = intended if row == "generated" else references
+        own = other = np.full(len(sounds), np.nan)
+        if prompt_embeddings is not None and len(set(speakers)) > 1:
+            own, other = similarities(prompt_embeddings, embed(sounds), speakers)
+        groups = defaultdict(list, {"all": list(range(len(sounds)))})
+        for i, speaker in enumerate(speakers):
+            groups[speaker].append(i)
+        for name, members in groups.items():
+            errors = sum(count_errors(wanted[i], words(transcripts[row][i])) for i in members)
+            wer = errors / max(1, sum(len(wanted[i]) for i in members))
+            print(
+                f"| {row} | {name} | {len(members)} | {wer:.3f} | {own[members].mean():.3f} | {other[members].mean():.3f} |"
+            )
+    errors = sum(count_errors(words(u.text), words(t)) for u, t in zip(utterances, texts, strict=True))
+    spoken = sum(len(sound) for sound in generated) / audio.sample_rate_hz
+    print(
+        f"\nwer_text {errors / sum(len(words(u.text)) for u in utterances):.3f}, "
+        f"stop_rate {stopped / len(texts):.3f}, "
+        f"real_time_factor {seconds / spoken:.3f} in batches of {BATCH}"
+    )
+    if arguments.out:
+        arguments.out.write_text(
+            json.dumps(as_records(utterances, texts, transcripts), indent=1) + "\n", encoding="utf-8"
+        )
+
+
+def resynthesise(pipeline: SpectronPipeline, waveform: np.ndarray) -> np.ndarray:
+    """A waveform's log-mel through the vocoder."""
+    samples = torch.from_numpy(waveform)[None]
+    log_mel, lengths = pipeline.model.log_mel(samples, torch.tensor([samples.shape[1]]))
+    return pipeline.vocoder(log_mel, lengths)[0].clamp(-1, 1).numpy()
+
+
+def after_prompt(prompt: list[str], text: list[str]) -> list[str]:
+    """What of a generated text lies behind the beginning that matches the prompt best."""
+    return text[match_beginning(prompt, text)[1] :]
+
+
+def as_records(utterances: list[Utterance], texts: list[str], transcripts: dict[str, list[str]]) -> list[dict]:
+    rows = zip(utterances, texts, *transcripts.values(), strict=True)
+    return [
+        dict(zip(("id", "reference", "text", *transcripts), (u.id, u.text, *rest), strict=True)) for u, *rest in rows
+    ]
+
+
+if __name__ == "__main__":
+    main()
