@@ -1,6 +1,7 @@
 from callbacks.generation_health import GenerationHealth
+from callbacks.prediction_writer import PredictionWriter
 from callbacks.report import Report
 from callbacks.sample_logger import SampleLogger
 from callbacks.word_error_rate import WordErrorRate
 
-__all__ = ["GenerationHealth", "Report", "SampleLogger", "WordErrorRate"]
+__all__ = ["GenerationHealth", "PredictionWriter", "Report", "SampleLogger", "WordErrorRate"]

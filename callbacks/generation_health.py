@@ -10,22 +10,18 @@ class GenerationHealth(FreeRunningMetric):
     """``stop_rate`` and ``silence_ratio``.
 
     ``stop_rate``: share of continuations that the learned stop ended, not a length limit or a breaker.
-    ``silence_ratio``: share of generated frames quieter than the prompt's loudest frame by ``silence_db``.
-
-    Args:
-        silence_db: How far under the prompt's loudest frame silence begins.
+    ``silence_ratio``: share of generated frames that are silent (`GenerationSettings.silence_db`).
     """
 
-    def __init__(self, silence_db: float = 40.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.silence_db = silence_db
         self.metrics = {"stop_rate": Ratio(), "silence_ratio": Ratio()}
 
     def update(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
         level_db = frame_level_db(generation.log_mel)
         for index, name in enumerate(batch.ids):
             frames = int(generation.lengths[index])
-            silent = level_db[index, :frames] < generation.prompt_level_db[index] - self.silence_db
+            silent = level_db[index, :frames] < generation.silence_level_db[index]
             self.metrics["silence_ratio"].update(int(silent.sum()), frames)
             self.metrics["stop_rate"].update(generation.stop_reason[index] == "stop", 1)
             self.rows[name] = {

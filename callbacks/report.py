@@ -54,7 +54,12 @@ class Report(L.Callback):
                 for name, row in callback.rows.items():
                     self._samples.setdefault(name, {}).update(row)
         report = {
-            "metrics": {k: float(v) for k, v in sorted(trainer.callback_metrics.items()) if k.startswith("test/")},
+            # NaN is no JSON, and stands for a metric that had nothing to count.
+            "metrics": {
+                k: None if v.isnan() else float(v)
+                for k, v in sorted(trainer.callback_metrics.items())
+                if k.startswith("test/")
+            },
             "by_speaker": self._by_speaker(),
             "checkpoint": trainer.ckpt_path,
             "versions": {"lit_spectron": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -75,7 +80,7 @@ class Report(L.Callback):
             groups[sample["speaker"]].append(sample)
         table = {}
         for speaker, samples in sorted(groups.items()):
-            names = [k for k in samples[0] if isinstance(samples[0][k], float) and k != "seconds"]
+            names = dict.fromkeys(k for s in samples for k, v in s.items() if isinstance(v, float) and k != "seconds")
             means = {k: sum(s[k] for s in samples if k in s) / sum(k in s for s in samples) for k in names}
             table[speaker] = {"utterances": len(samples), **means}
         return table
@@ -84,9 +89,11 @@ class Report(L.Callback):
 def as_markdown(report: dict[str, Any]) -> str:
     """A report as tables."""
     lines = ["# Test report", "", f"Checkpoint: `{report['checkpoint']}`", "", "| metric | value |", "|---|---|"]
-    lines += [f"| {name} | {value:.4f} |" for name, value in report["metrics"].items()]
+    lines += [
+        f"| {name} | {'none' if value is None else f'{value:.4f}'} |" for name, value in report["metrics"].items()
+    ]
     if report["by_speaker"]:
-        names = list(next(iter(report["by_speaker"].values())))
+        names = list(dict.fromkeys(k for row in report["by_speaker"].values() for k in row))
         lines += ["", "## By speaker (means over utterances)", "", "| speaker | " + " | ".join(names) + " |"]
         lines += ["|---" * (len(names) + 1) + "|"]
         for speaker, row in report["by_speaker"].items():

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -89,14 +90,17 @@ def _cut_to_utterance(cut: dict[str, Any], root: Path, audio_prefix: str, text_i
     (supervision,) = cut["supervisions"]
     texts = supervision.get("custom", {}).get("texts")
     alignment = supervision.get("alignment", {}).get("word")
+    start, duration = float(cut["start"]), float(cut["duration"])
+    if not (math.isfinite(start) and math.isfinite(duration)):
+        raise ValueError("start or duration is not finite")
     source = Path(cut["recording"]["sources"][0]["source"])
     if source.is_relative_to(audio_prefix):
         source = source.relative_to(audio_prefix)
     return Utterance(
         id=str(cut["id"]),
         path=root / source,
-        start_seconds=float(cut["start"]),
-        duration_seconds=float(cut["duration"]),
+        start_seconds=start,
+        duration_seconds=duration,
         speaker=str(supervision["speaker"]),
         text=str(texts[text_index] if texts else supervision["text"]).strip(),
         words=None if alignment is None else tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in alignment),

@@ -46,6 +46,8 @@ class AudioSpec:
     def __post_init__(self) -> None:
         if min(self.sample_rate_hz, self.n_mels, self.window_seconds, self.hop_seconds, self.log_floor) <= 0:
             raise UserError("audio: sample_rate_hz, n_mels, window_seconds, hop_seconds and log_floor must be positive")
+        if self.hop_samples < 1 or self.window_samples < 1:
+            raise UserError("audio.hop_seconds and audio.window_seconds: must last at least one sample")
         if not 0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate_hz / 2:
             raise UserError(
                 f"audio.f_max_hz: needs 0 <= f_min_hz < f_max_hz <= sample_rate_hz / 2, got "
@@ -75,6 +77,11 @@ class AudioSpec:
     def log_mel_floor(self) -> float:
         """Natural logarithm of the floor: what silence and padding hold."""
         return float(np.log(self.log_floor))
+
+    @property
+    def floor_level_db(self) -> float:
+        """`frame_level_db` of a frame that holds nothing but the floor."""
+        return float(20 * np.log10(self.log_floor))
 
     def seconds_to_samples(self, seconds: float) -> int:
         return round(seconds * self.sample_rate_hz)

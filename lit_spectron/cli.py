@@ -11,7 +11,7 @@ COMMANDS = {
     "fit": "train, and validate along the way",
     "validate": "validate a checkpoint",
     "test": "test a checkpoint and write report.json and report.md",
-    "predict": "continue every prompt of a corpus",
+    "predict": "continue every prompt of a corpus, four files each",
     "generate": "continue spoken prompts given as files or folders",
 }
 USAGE = "usage: python -m lit_spectron {" + ",".join(COMMANDS) + "} [--help] ..."

@@ -50,6 +50,8 @@ class GenerationSettings:
             raise UserError("generation: max_text_tokens and max_speech_seconds must be positive")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError("generation: needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
+        if not 0 < self.stop_threshold <= 1 or min(self.silence_seconds or 1, self.repeat_seconds or 1) <= 0:
+            raise UserError("generation: needs 0 < stop_threshold <= 1 and positive silence_seconds and repeat_seconds")
 
 
 class SampleRandom:
@@ -116,10 +118,10 @@ def generate(
             for i in _true(writing):
                 if chosen[i] == tokenizer.eos_id:
                     text_stop_reason[i] = "eos"
+                elif len(tokens[i]) == settings.max_text_tokens:
+                    text_stop_reason[i], chosen[i] = "length", tokenizer.eos_id
                 else:
                     tokens[i].append(chosen[i])
-                    if len(tokens[i]) == settings.max_text_tokens:
-                        text_stop_reason[i], chosen[i] = "length", tokenizer.eos_id
             written = model.llm.embed(torch.tensor(chosen, device=device)[:, None])
             fed = torch.where(torch.tensor(writing, device=device)[:, None, None], written, fed)
         if any(speaking):
@@ -153,7 +155,7 @@ def generate(
         ),
         lengths=torch.tensor([len(steps) * factor for steps in frames], device=device),
         stop_reason=stop_reason,
-        prompt_level_db=breaker.prompt_level_db,
+        silence_level_db=breaker.silence_level_db,
     )
 
 
@@ -162,11 +164,13 @@ class _Breaker:
 
     # A frame that moves less than this, on average over its channels (natural-log units), has not changed.
     FROZEN = 0.01
+    NEAR_FLOOR_DB = 6.0
 
     def __init__(self, model: SpectronModel, settings: GenerationSettings, waveform: Tensor, lengths: Tensor):
         log_mel, _ = model.log_mel(waveform, lengths)
-        self.prompt_level_db = frame_level_db(log_mel).amax(1)
-        self.silence_level_db = (self.prompt_level_db - settings.silence_db).tolist()
+        # Never below the floor: where it is high, silence is what lies near it.
+        floor_db = model.audio.floor_level_db + self.NEAR_FLOOR_DB
+        self.silence_level_db = (frame_level_db(log_mel).amax(1) - settings.silence_db).clamp(min=floor_db)
         self.silence_steps = self._steps(model, settings.silence_seconds)
         self.repeat_steps = self._steps(model, settings.repeat_seconds)
 

@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `predict` through LightningCLI."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from callbacks import Report
+from callbacks import PredictionWriter, Report
 from datamodules import LibriLightDataModule
+from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
 
@@ -28,6 +30,7 @@ class SpectronCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_lightning_class_args(Report, "report")
+        parser.add_lightning_class_args(PredictionWriter, "prediction")
 
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
@@ -38,10 +41,14 @@ class SpectronCLI(LightningCLI):
         self.model.config = {**config["model"], "prompt_seconds": config["data"]["prompt_seconds"]}
 
     def instantiate_trainer(self, **kwargs: Any):
-        trainer = super().instantiate_trainer(**kwargs)
         ckpt_path = self._get(self.config_init, "ckpt_path")
         if ckpt_path and not Path(ckpt_path).exists() and ckpt_path not in ("best", "last"):
             raise UserError(f"--ckpt_path: no such checkpoint: {ckpt_path}")
+        # Mistakes in the data, too, come to light before there is a trainer to talk or a logger to make a folder.
+        self.datamodule.setup(self.subcommand)
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
         if self.subcommand == "fit":
             # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen.
             trainer.loggers = [
@@ -67,8 +74,10 @@ def run(arguments: list[str]) -> None:
         UserError: A mistake in the config or on the command line, named in one line.
     """
     sys.argv[1:] = arguments
-    # Interpolations are resolved once, after every file and override: see the notes on omegaconf+ in docs/CONFIG.md.
+    # With this, interpolations are resolved once, after every file and override; without, each file on its own.
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    # The seed stands in config.yaml; a mistake's one line should stand alone.
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     try:
         SpectronCLI(
             LitSpectron,

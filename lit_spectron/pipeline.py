@@ -1,23 +1,20 @@
 """The façade without a trainer: from a checkpoint alone to text and speech."""
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import soundfile
 import torch
 from torch import Tensor
 
 from lit_spectron.audio import AudioSpec
 from lit_spectron.audio_files import find_audio, read_audio
 from lit_spectron.errors import UserError
-from lit_spectron.figures import spectrogram_figure
-from lit_spectron.files import appearing_whole
 from lit_spectron.generation import GenerationSettings, generate
 from lit_spectron.model import SpectronModel
+from lit_spectron.outputs import write_continuation
 from lit_spectron.types import Generation
 from lit_spectron.vocoders import Vocoder
 
@@ -53,6 +50,12 @@ class SpectronPipeline:
         Raises:
             UserError: The checkpoint is missing, damaged or not one of ours.
         """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"--device: {device}: {str(error).splitlines()[0]}") from error
         if not Path(path).is_file():
             raise UserError(f"{path}: no such checkpoint")
         try:
@@ -77,8 +80,6 @@ class SpectronPipeline:
         )
         prefix = "model."
         built.model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         vocoder = built.vocoder(built.model.audio)
         return cls(built.model.to(device), vocoder.to(device), built.generation, config["prompt_seconds"])
 
@@ -115,6 +116,10 @@ class SpectronPipeline:
             UserError: A prompt is missing, unreadable, too short or of a wrong rate; two share a name.
         """
         seconds = self.prompt_seconds if prompt_seconds is None else prompt_seconds
+        if self.model.audio.seconds_to_samples(seconds) < 1:
+            raise UserError(f"--prompt_seconds: must be positive, got {seconds}")
+        if batch_size < 1:
+            raise UserError(f"--batch_size: must be positive, got {batch_size}")
         files = find_audio(paths)
         for path in files.values():
             self._read_prompt(path, seconds)
@@ -127,8 +132,16 @@ class SpectronPipeline:
             prompts = [self._read_prompt(files[name], seconds) for name in chunk]
             generation, sounds = self.generate(prompts, chunk)
             for index, name in enumerate(chunk):
-                self._write(out, name, files[name], prompts[index], generation, index, sounds[index])
+                details = {"prompt": str(files[name]), "prompt_seconds": seconds, "settings": asdict(self.settings)}
+                prompt_log_mel = self._log_mel(prompts[index])
+                write_continuation(
+                    out, name, self.model.audio, generation, index, sounds[index], prompt_log_mel, details
+                )
                 report(f"{out / name}.wav: {generation.text[index]}")
+
+    def _log_mel(self, prompt: Tensor) -> Tensor:
+        device = self.model.mel_mean.device
+        return self.model.log_mel(prompt[None].to(device), torch.tensor([len(prompt)], device=device))[0][0]
 
     def _read_prompt(self, path: Path, seconds: float) -> Tensor:
         audio = self.model.audio
@@ -140,30 +153,3 @@ class SpectronPipeline:
                 "(--prompt_seconds)"
             )
         return samples[:wanted]
-
-    def _write(
-        self, out: Path, name: str, source: Path, prompt: Tensor, generation: Generation, index: int, sound: Tensor
-    ) -> None:
-        audio = self.model.audio
-        log_mel = generation.log_mel[index, : generation.lengths[index]]
-        description = {
-            "prompt": str(source),
-            "prompt_seconds": audio.samples_to_seconds(len(prompt)),
-            "text": generation.text[index],
-            "text_stop_reason": generation.text_stop_reason[index],
-            "seconds": audio.samples_to_seconds(len(sound)),
-            "stop_reason": generation.stop_reason[index],
-            "settings": asdict(self.settings),
-        }
-        prompt_mel, _ = self.model.log_mel(
-            prompt[None].to(log_mel.device), torch.tensor([len(prompt)]).to(log_mel.device)
-        )
-        figure = spectrogram_figure({"prompt": prompt_mel[0], "continuation": log_mel}, audio, generation.text[index])
-        with appearing_whole(out / f"{name}.wav") as path:
-            soundfile.write(path, sound.numpy(), audio.sample_rate_hz, format="WAV")
-        with appearing_whole(out / f"{name}.txt") as path:
-            path.write_text(generation.text[index] + "\n", encoding="utf-8")
-        with appearing_whole(out / f"{name}.png") as path:
-            figure.savefig(path, format="png", dpi=100)
-        with appearing_whole(out / f"{name}.json") as path:
-            path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

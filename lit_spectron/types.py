@@ -56,7 +56,7 @@ class Generation:
         log_mel: (B, F, M) natural-log mel magnitudes of the continuation, padded with the log floor.
         lengths: (B,) frames.
         stop_reason: ``stop`` (learned), ``length``, ``silence`` or ``repeat``.
-        prompt_level_db: (B,) level of the prompt's loudest frame, the reference for silence.
+        silence_level_db: (B,) level below which a frame counts as silent, set by the prompt's loudest frame.
     """
 
     text: list[str]
@@ -64,7 +64,7 @@ class Generation:
     log_mel: Tensor
     lengths: Tensor
     stop_reason: list[str]
-    prompt_level_db: Tensor
+    silence_level_db: Tensor
 
     def __len__(self) -> int:
         return len(self.text)

@@ -114,9 +114,8 @@ def main() -> None:
         for name, members in groups.items():
             errors = sum(count_errors(wanted[i], words(transcripts[row][i])) for i in members)
             wer = errors / max(1, sum(len(wanted[i]) for i in members))
-            print(
-                f"| {row} | {name} | {len(members)} | {wer:.3f} | {own[members].mean():.3f} | {other[members].mean():.3f} |"
-            )
+            means = f"{own[members].mean():.3f} | {other[members].mean():.3f}"
+            print(f"| {row} | {name} | {len(members)} | {wer:.3f} | {means} |", flush=True)
     errors = sum(count_errors(words(u.text), words(t)) for u, t in zip(utterances, texts, strict=True))
     spoken = sum(len(sound) for sound in generated) / audio.sample_rate_hz
     print(

@@ -23,10 +23,6 @@ from lit_spectron.model import SpectronModel
 from lit_spectron.types import SpeechBatch
 
 
-def pytest_configure(config) -> None:
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")
-
-
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
@@ -108,7 +104,7 @@ def write_gzip_lines(path: Path, rows: list[dict]) -> None:
 
 @pytest.fixture
 def corpus(tmp_path: Path, audio: AudioSpec) -> Path:
-    """Three speakers, a file of 6 s each, three cuts of 2 s in each file: a Libriheavy manifest and Libri-Light json."""
+    """Three speakers, a file of 6 s each, three cuts of 2 s a file: a Libriheavy manifest and Libri-Light json."""
     root, rng, cuts = tmp_path / "corpus", np.random.default_rng(0), []
     for number, suffix in enumerate(("flac", "wav", "flac")):
         speaker, name = f"s{number}", f"small/s{number}/book/book_0000"

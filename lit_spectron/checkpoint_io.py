@@ -1,0 +1,24 @@
+"""Checkpoints that are whole at every moment."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from lit_spectron.files import appearing_whole
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the destination and renames.
+
+    Lightning's own writes to the system's temporary folder and moves from there, which on another file system is a
+    copy: killed during it, `last.ckpt` would be half a file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if storage_options is not None:
+            raise TypeError("storage_options are not supported: checkpoints are local files")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with appearing_whole(Path(path)) as partial:
+            torch.save(checkpoint, partial)

@@ -1,0 +1,298 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning  # noqa: F401 - here, so that its logger does not hold on to one test's captured stderr
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from lit_spectron import __version__
+from lit_spectron.cli import COMMANDS, main
+from lit_spectron.llms.tokenizer import Tokenizer
+from lit_spectron.pipeline import SpectronPipeline
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
+WHOLE = [p for p in CONFIGS if "model" in yaml.safe_load(p.read_text(encoding="utf-8"))]
+RATE = 16000
+
+
+def subprocess_call(arguments: list[object], folder: Path = ROOT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lit_spectron", *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """Runs a command in this process, from the repository's root: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", ["lit_spectron"])
+        capfd.readouterr()
+        try:
+            main([str(a) for a in arguments])
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def assert_one_line(result: tuple[int, str, str], *names: str) -> None:
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2 and len(lines) == 1, err
+    assert lines[0].startswith("error: ") and all(name in lines[0] for name in names), err
+
+
+def test_help_and_version(call):
+    for arguments in ((), ("--help",), ("-h",)):
+        code, out, err = call(*arguments)
+        assert code == 0 and all(command in out for command in COMMANDS) and not err
+    assert call("--version")[1].strip() == __version__
+    code, out, _ = call("generate", "--help")
+    assert code == 0 and "--ckpt" in out and "--out" in out
+
+
+def test_unknown_command(call):
+    assert_one_line(call("trian"), "trian", "fit")
+
+
+def test_mistakes_on_generates_command_line(call, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
+    assert_one_line(
+        call("generate", "--ckpt", tmp_path / "no.ckpt", "--out", tmp_path / "out", tmp_path / "a.wav"), "no.ckpt"
+    )
+    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
+    assert_one_line(
+        call("generate", "--ckpt", tmp_path / "bad.ckpt", "--out", tmp_path / "out", tmp_path / "a.wav"), "bad.ckpt"
+    )
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    assert_one_line(
+        call("generate", "--ckpt", tmp_path / "other.ckpt", "--out", tmp_path / "out", tmp_path / "a.wav"), "other.ckpt"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--model.audio.n_melz", "80"], ["n_melz"]),
+        (["--model.audio.n_mels", "many"], ["n_mels", "many"]),
+        (["--model.audio.n_mels", "0"], ["n_mels"]),
+        (["--model.encoder.class_path", "lit_spectron.encoders.Nothing"], ["Nothing"]),
+        (["--config", "conf/nowhere.yaml"], ["conf/nowhere.yaml"]),
+        (["--data.root", "no/such/corpus"], ["no/such/corpus"]),
+        (["--data.train_cuts", "no_cuts.jsonl"], ["no_cuts.jsonl"]),
+        (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
+        (["--model.generation.top_p", "2"], ["top_p"]),
+        (["--model.llm.init_args.tokenizer", "no_tokenizer.json"], ["no_tokenizer.json"]),
+    ],
+    ids=lambda value: value[-1],
+)
+def test_mistakes_in_a_config(call, tmp_path, arguments, names):
+    logger = ["--trainer.logger.init_args.save_dir", tmp_path / "runs"]
+    result = call("fit", "--config", "conf/quickstart.yaml", *logger, *arguments)
+    code, _, err = result
+    # Lightning talks on stderr once its trainer stands; what it says is no traceback.
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("error: ") and all(name in last for name in names), err
+    assert "Traceback" not in err and err.count("error: ") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_key_in_a_file(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model:\n  audio:\n    n_melz: 80\n")
+    done = subprocess_call(["fit", "--config", "conf/quickstart.yaml", "--config", tmp_path / "mine.yaml"])
+    assert_one_line((done.returncode, done.stdout, done.stderr), "n_melz")
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda p: p.stem)
+def test_every_whole_config_parses(call, path):
+    code, out, err = call("fit", "--config", path.relative_to(ROOT), "--print_config")
+    assert code == 0, err
+    config = yaml.safe_load(out)
+    assert all("class_path" in config["model"][slot] for slot in ("encoder", "llm", "decoder", "vocoder"))
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if p not in WHOLE], ids=lambda p: p.stem)
+def test_every_key_of_a_part_is_explained(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("# ")
+    keys = [line for line in lines if line.strip() and not line.startswith(("#", "class_path:", "init_args:"))]
+    assert [line for line in keys if " # " not in line and not line.strip().startswith("#")] == []
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """Two steps of the quickstart with a geometry of its own, in a process of its own."""
+    runs = tmp_path_factory.mktemp("runs")
+    changes = {
+        "model.audio.n_mels": 80,
+        "model.audio.hop_seconds": 0.01,
+        "model.decoder.init_args.reduction_factor": 2,
+        "model.generated_utterances": 2,
+        "model.generation.max_speech_seconds": 0.5,
+        "model.statistics_batches": 2,
+        "data.prompt_seconds": 1.4,
+        "data.batch_size": 2,
+        "trainer.max_steps": 2,
+        "trainer.val_check_interval": 2,
+        "trainer.limit_val_batches": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.logger.init_args.save_dir": runs,
+    }
+    overrides = [part for key, value in changes.items() for part in (f"--{key}", value)]
+    done = subprocess_call(["fit", "--config", "conf/quickstart.yaml", *overrides])
+    assert done.returncode == 0, done.stderr[-2000:]
+    return runs / "quickstart/version_0"
+
+
+@pytest.mark.slow
+def test_fit_leaves_a_run(run_folder):
+    config = yaml.safe_load((run_folder / "config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["audio"]["n_mels"] == 80 and config["model"]["audio"]["sample_rate_hz"] == RATE
+    assert config["model"]["optimizer"]["total_steps"] == 2 and "${" not in json.dumps(config)
+    assert config["model"]["encoder"]["init_args"]["hidden_size"] == 128
+    assert config["data"]["prompt_seconds"] == 1.4
+    header, *rows = (run_folder / "metrics.csv").read_text().splitlines()
+    assert {"val/loss", "val/wer_text", "val/wer_prompt", "val/stop_rate", "val/silence_ratio"} <= set(
+        header.split(",")
+    )
+    assert rows and not list(run_folder.rglob("*.part"))
+    assert list(run_folder.glob("events.out.tfevents*"))
+    assert (run_folder / "checkpoints/last.ckpt").is_file() and (run_folder / "checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_test_writes_a_report(run_folder):
+    before = (run_folder / "config.yaml").read_text()
+    options = ["--ckpt_path", run_folder / "checkpoints/last.ckpt", "--trainer.limit_test_batches", 2]
+    done = subprocess_call(["test", "--config", run_folder / "config.yaml", *options])
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
+    assert {"test/loss", "test/wer_text", "test/wer_prompt", "test/stop_rate"} <= report["metrics"].keys()
+    assert len(report["samples"]) == 2  # generated_utterances
+    assert sum(row["utterances"] for row in report["by_speaker"].values()) == 2
+    assert "test/wer_text" in (run_folder / "report.md").read_text(encoding="utf-8")
+    assert (run_folder / "config.yaml").read_text() == before
+
+
+@pytest.fixture(scope="module")
+def moved_checkpoint(run_folder, tmp_path_factory) -> Path:
+    """Far from its run."""
+    checkpoint = next(iter(sorted((run_folder / "checkpoints").glob("*.ckpt"))))
+    return Path(shutil.copy(checkpoint, tmp_path_factory.mktemp("elsewhere") / "model.ckpt"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_alone_rebuilds_every_part(moved_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    pipeline = SpectronPipeline.from_checkpoint(moved_checkpoint, "cpu", {"max_text_tokens": 3})
+    model = pipeline.model
+    assert model.audio.n_mels == 80 and model.audio.hop_samples == 160 and model.audio.log_floor == 1e-3
+    assert pipeline.vocoder.audio == model.encoder.log_mel.audio == model.log_mel.audio == model.audio
+    assert model.decoder.reduction_factor == 2 and model.decoder.squeeze.in_features == 160
+    assert model.mel_mean.shape == (80,) and model.has_mel_statistics and model.mel_mean.abs().min() > 0
+    tokenizer = Tokenizer(str(ROOT / "data/sequences/tokenizer.json"))
+    assert model.llm.tokenizer.to_json() == tokenizer.to_json()
+    assert pipeline.prompt_seconds == 1.4 and not model.training
+    assert pipeline.settings.max_speech_seconds == 0.5 and pipeline.settings.max_text_tokens == 3
+    state = torch.load(moved_checkpoint, weights_only=True)["state_dict"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[f"model.{name}"]), name
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    folder = tmp_path / "prompts"
+    (folder / "deep").mkdir(parents=True)
+    source = next(iter(sorted((ROOT / "data/sequences/small").rglob("*.flac"))))
+    for number, name in enumerate(("first.wav", "deep/second.flac")):
+        samples, _ = soundfile.read(source, start=40000 * number, frames=2 * RATE)
+        soundfile.write(folder / name, samples, RATE)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prompts")
+def test_generate(moved_checkpoint, tmp_path):
+    done = subprocess_call(
+        ["generate", "--ckpt", moved_checkpoint, "--out", "out", "--device", "cpu", "prompts"], tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = tmp_path / "out"
+    assert {p.name for p in out.iterdir()} == {
+        f"{n}.{s}" for n in ("first", "second") for s in ("wav", "txt", "json", "png")
+    }
+    for name in ("first", "second"):
+        samples, rate = soundfile.read(out / f"{name}.wav")
+        description = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        assert rate == RATE and len(samples) / rate == pytest.approx(description["seconds"]) and len(samples) <= 8000
+        assert description["text"] == (out / f"{name}.txt").read_text(encoding="utf-8").removesuffix("\n")
+        assert description["prompt_seconds"] == 1.4 and description["stop_reason"] in ("stop", "length", "silence")
+        assert description["settings"]["max_speech_seconds"] == 0.5
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_generate_one_by_one_is_together(moved_checkpoint, prompts):
+    pipeline = SpectronPipeline.from_checkpoint(moved_checkpoint, "cpu")
+    pipeline.generate_files([prompts], prompts.parent / "together", batch_size=8)
+    pipeline.generate_files([prompts], prompts.parent / "alone", batch_size=1)
+    for name in ("first", "second"):
+        a, b = (soundfile.read(prompts.parent / folder / f"{name}.wav")[0] for folder in ("together", "alone"))
+        assert len(a) == len(b) and np.abs(a - b).max() < 1e-2
+        assert asdict(pipeline.settings) == json.loads((prompts.parent / f"alone/{name}.json").read_text())["settings"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defect", ["rate", "stereo", "short", "nan", "missing", "empty_folder", "same_name"])
+def test_a_bad_prompt_stops_generate_before_it_writes(call, moved_checkpoint, prompts, tmp_path, defect):
+    good = np.random.default_rng(0).uniform(-0.1, 0.1, 2 * RATE)
+    samples, rate = {
+        "rate": (good, 22050),
+        "stereo": (np.stack([good, good], 1), RATE),
+        "short": (good[: RATE // 2], RATE),
+        "nan": (np.where(np.arange(len(good)) == 5, np.nan, good), RATE),
+    }.get(defect, (None, 0))
+    path = tmp_path / f"{defect}.wav"
+    if samples is not None:
+        soundfile.write(path, samples, rate, subtype="FLOAT")
+    elif defect == "empty_folder":
+        path.mkdir()
+    elif defect == "same_name":
+        path = tmp_path / "first.flac"
+        soundfile.write(path, good, RATE)
+    out = tmp_path / "out"
+    assert_one_line(call("generate", "--ckpt", moved_checkpoint, "--out", out, prompts, path), path.name)
+    assert not out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--prompt_seconds", "0"),
+        ("--prompt_seconds", "-1"),
+        ("--batch_size", "0"),
+        ("--device", "nonsense"),
+        ("--top_p", "2"),
+        ("--max_speech_seconds", "0"),
+    ],
+)
+def test_a_bad_option_of_generate_is_named(call, moved_checkpoint, prompts, tmp_path, option, value):
+    result = call("generate", "--ckpt", moved_checkpoint, "--out", tmp_path / "out", prompts, option, value)
+    assert_one_line(result, option.removeprefix("--"))
+    assert not (tmp_path / "out").exists()

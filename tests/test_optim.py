@@ -1,0 +1,60 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from lit_spectron.errors import UserError
+from lit_spectron.optim import OptimizerSettings, build_optimizer, parameter_groups
+
+
+@pytest.mark.parametrize("lively", [False, True])  # tied and untied embeddings
+def test_every_trainable_parameter_is_in_one_group(tiny_model, lively):
+    model = tiny_model(lively=lively)
+    model.encoder.requires_grad_(False)
+    groups = parameter_groups(model, 0.1)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    assert len(grouped) == len(set(grouped)) and set(grouped) == set(trainable)
+    assert not any(name.startswith("encoder") for name in trainable.values())
+
+
+def test_no_decay_on_biases_norms_and_embeddings(tiny_model):
+    model = tiny_model()
+    decayed, kept = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and kept["weight_decay"] == 0.0
+    decayed_ids, kept_ids = ({id(p) for p in group["params"]} for group in (decayed, kept))
+    assert id(model.llm.llama.model.embed_tokens.weight) in kept_ids
+    assert id(model.llm.llama.model.norm.weight) in kept_ids
+    assert id(model.projection.bias) in kept_ids
+    assert id(model.projection.weight) in decayed_ids
+    assert id(model.llm.llama.model.layers[0].self_attn.q_proj.weight) in decayed_ids
+
+
+def test_schedule():
+    settings = OptimizerSettings(total_steps=100, learning_rate=0.5, warmup_steps=10, final_share=0.1)
+    optimizer, schedule = build_optimizer(nn.Linear(2, 2), settings)
+    rates = []
+    for _ in range(121):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.05) and rates[4] == pytest.approx(0.25)
+    assert rates[9] == rates[10] == pytest.approx(0.5)
+    assert rates[55] == pytest.approx(0.5 * (0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2))
+    assert rates[100] == rates[120] == pytest.approx(0.05)
+    assert all(a > b for a, b in pairwise(rates[10:101]))
+    assert optimizer.param_groups[0]["lr"] == optimizer.param_groups[1]["lr"]
+
+
+def test_no_warmup_begins_at_the_peak():
+    optimizer, _ = build_optimizer(nn.Linear(2, 2), OptimizerSettings(total_steps=5, warmup_steps=0))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+    assert isinstance(optimizer, torch.optim.AdamW)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_schedule_without_end_is_refused(steps):
+    with pytest.raises(UserError, match="max_steps"):
+        OptimizerSettings(total_steps=steps)
