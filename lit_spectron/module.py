@@ -35,9 +35,9 @@ class LossWeights:
     stop: float = 0.1
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum, each term by the longest name above that its own begins with."""
+        """The weighted sum; what is neither ``text`` nor ``stop`` is a spectrogram term."""
         weights = {"text": self.text, "stop": self.stop}
-        return sum((weights.get(name, self.spectrogram) * loss for name, loss in losses.items()), torch.tensor(0.0))
+        return torch.stack([weights.get(name, self.spectrogram) * loss for name, loss in losses.items()]).sum()
 
 
 class LitSpectron(L.LightningModule):
