@@ -95,7 +95,7 @@ class LitSpectron(L.LightningModule):
         """Mean and deviation of the log-mel over the first training batches, summed over all ranks."""
         sums = torch.zeros(3, self.model.audio.n_mels, dtype=torch.float64, device=self.device)
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        for batch in islice(loader, self.statistics_batches):
+        for batch in filter(len, islice(loader, self.statistics_batches)):
             log_mel, lengths = self.model.log_mel(batch.waveform.to(self.device), batch.lengths.to(self.device))
             valid = log_mel[lengths_to_mask(lengths, log_mel.shape[1])].double()
             sums += torch.stack([torch.ones_like(valid).sum(0), valid.sum(0), valid.square().sum(0)])
