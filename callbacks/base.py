@@ -30,26 +30,23 @@ class FreeRunningMetric(L.Callback, ABC):
     def update(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
         """Adds one batch to `metrics` and `rows`."""
 
-    def setup(self, trainer, pl_module, stage: str) -> None:
-        # Lightning moves the module's own metrics to the device, and nobody else's.
-        for metric in self.metrics.values():
-            metric.to(pl_module.device)
-
-    def _start(self) -> None:
+    def _start(self, module: LitSpectron) -> None:
         self.rows.clear()
         for metric in self.metrics.values():
+            # Lightning moves the module's own metrics to the device, and nobody else's.
+            metric.to(module.device)
             metric.reset()
 
     def _finish(self, module: LitSpectron, stage: str) -> None:
         # Every rank computes, since computing synchronises.
-        values = {name: metric.compute() for name, metric in self.metrics.items() if metric.update_called}
-        module.log_dict({f"{stage}/{name}": value for name, value in values.items()}, prog_bar=stage == "val")
+        values = {f"{stage}/{name}": metric.compute() for name, metric in self.metrics.items()}
+        module.log_dict(values, prog_bar=stage == "val")
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._start()
+        self._start(pl_module)
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
-        self._start()
+        self._start(pl_module)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if outputs is not None:

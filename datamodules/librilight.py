@@ -59,8 +59,10 @@ class LibriLightDataModule(L.LightningDataModule):
         max_skipped_share: float = 0.01,
     ):
         super().__init__()
-        if prompt_seconds <= 0 or batch_size < 1:
-            raise UserError("data: prompt_seconds and batch_size must be positive")
+        if min(prompt_seconds, min_continuation_seconds, batch_size) <= 0:
+            raise UserError("data: prompt_seconds, min_continuation_seconds and batch_size must be positive")
+        if min(val_share, test_share) < 0 or val_share + test_share >= 1:
+            raise UserError("data: needs val_share >= 0, test_share >= 0 and val_share + test_share < 1")
         self.root = Path(root)
         self.cuts = {"train": train_cuts, "val": val_cuts, "test": test_cuts}
         self.val_share = val_share
@@ -87,7 +89,7 @@ class LibriLightDataModule(L.LightningDataModule):
 
     def _set_up_split(self, split: str) -> None:
         found = self._read_split(split)
-        reasons = {u.id: reason for u in found if (reason := self._refusal(u, needs_text=split != "predict"))}
+        reasons = {u.id: reason for u in found if (reason := self._refusal(u, trains=split != "predict"))}
         usable = [u for u in found if u.id not in reasons]
         self.utterances[split] = usable
         self._counts[split] = len(found)
@@ -119,13 +121,15 @@ class LibriLightDataModule(L.LightningDataModule):
         utterances = read_cuts(self.root / name, self.root, self.audio_prefix, self.text_index)
         return [replace(u, text=u.text.lower()) for u in utterances] if self.lower_case else utterances
 
-    def _refusal(self, utterance: Utterance, needs_text: bool) -> str | None:
-        """Why an utterance can't be used, as far as the manifest tells."""
-        if needs_text and not utterance.text:
+    def _refusal(self, utterance: Utterance, trains: bool) -> str | None:
+        """Why an utterance can't be used, as far as the manifest tells; `predict` needs a prompt and no more."""
+        if not trains and utterance.duration_seconds < self.prompt_seconds:
+            return f"shorter than the prompt ({self.prompt_seconds} s)"
+        if trains and not utterance.text:
             return "empty transcript"
-        if utterance.duration_seconds < self.prompt_seconds + self.min_continuation_seconds:
+        if trains and utterance.duration_seconds < self.prompt_seconds + self.min_continuation_seconds:
             return f"shorter than prompt and continuation ({self.prompt_seconds} + {self.min_continuation_seconds} s)"
-        if utterance.duration_seconds > self.max_seconds:
+        if trains and utterance.duration_seconds > self.max_seconds:
             return f"longer than data.max_seconds ({self.max_seconds} s)"
         if not utterance.path.is_file():
             return "no such audio file"

@@ -44,6 +44,8 @@ class SpectronCLI(LightningCLI):
         ckpt_path = self._get(self.config_init, "ckpt_path")
         if ckpt_path and not Path(ckpt_path).exists() and ckpt_path not in ("best", "last"):
             raise UserError(f"--ckpt_path: no such checkpoint: {ckpt_path}")
+        if self.subcommand != "fit" and not ckpt_path:
+            raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")
         # Mistakes in the data, too, come to light before there is a trainer to talk or a logger to make a folder.
         self.datamodule.setup(self.subcommand)
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
@@ -83,6 +85,8 @@ def run(arguments: list[str]) -> None:
             LitSpectron,
             LibriLightDataModule,
             save_config_callback=SaveFitConfig,
+            # The data module's own sampler gives each process its share.
+            trainer_defaults={"use_distributed_sampler": False},
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,

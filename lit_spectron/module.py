@@ -53,7 +53,8 @@ class LitSpectron(L.LightningModule):
         prefix_attention: Whether prompt positions see the whole prompt, or only what precedes them.
         loss_weights: Weights of the objective's terms.
         generation: How to decode, in validation and afterwards.
-        generated_utterances: Utterances of each validation and test set that are decoded free-running; -1 for all.
+        generated_utterances: Utterances of each validation round that are decoded free-running; -1 for all. Tests
+            decode all.
         statistics_batches: Training batches from which the mel statistics are taken.
     """
 
@@ -119,21 +120,19 @@ class LitSpectron(L.LightningModule):
         return self._losses(batch, "train")
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             self.log("train/gradient_norm", get_total_norm(gradients))
 
     def on_validation_epoch_start(self) -> None:
         self._generated = 0
 
-    on_test_epoch_start = on_validation_epoch_start
-
     def _evaluation_step(self, batch: SpeechBatch, stage: str) -> Generation | None:
-        """Teacher-forced losses of every batch; free-running decoding of the first ``generated_utterances``."""
+        """Teacher-forced losses and free-running decoding; in validation of ``generated_utterances``."""
         if not len(batch):
             return None
         self._losses(batch, stage)
-        if 0 <= self.generated_utterances <= self._generated:
+        if stage == "val" and 0 <= self.generated_utterances <= self._generated:
             return None
         self._generated += len(batch)
         return self.generate(batch)

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--recognizer", required=True, help="Whisper model: hub id or folder")
     parser.add_argument("--root", type=Path, default=Path("data/sequences"), help="corpus folder")
     parser.add_argument("--cuts", default="libriheavy_cuts_test.jsonl.gz", help="manifest, relative to the root")
-    parser.add_argument("--speaker_similarity", action="store_true", help="needs `pip install resemblyzer`")
+    parser.add_argument("--speaker_similarity", action="store_true", help="needs `pip install -e .[speaker]`")
     parser.add_argument("--out", type=Path, help="also write every transcript to this JSON file")
     arguments = parser.parse_args()
 

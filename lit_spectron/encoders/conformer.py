@@ -59,6 +59,9 @@ class ConformerEncoder(SpeechEncoder):
                 conformer_conv_dropout=dropout,
                 layerdrop=0.0,
                 apply_spec_augment=False,
+                # Else transformers makes an embedding for masked frames that nothing uses.
+                mask_time_prob=0.0,
+                mask_feature_prob=0.0,
             )
         )
 
