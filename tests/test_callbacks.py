@@ -3,6 +3,7 @@ import math
 import random
 
 import jiwer
+import lightning as L
 import pytest
 import torch
 
@@ -93,7 +94,7 @@ def test_rows_and_metrics_begin_anew_each_round(batch, generation):
     metric.on_validation_batch_end(None, None, generation, batch(), 0)
     metric.on_validation_batch_end(None, None, None, batch(), 1)  # a batch that was not decoded
     assert len(metric.rows) == 2 and metric.metrics["wer_text"].update_called
-    metric.on_test_epoch_start(None, None)
+    metric.on_test_epoch_start(None, L.LightningModule())
     assert not metric.rows and not metric.metrics["wer_text"].update_called
 
 

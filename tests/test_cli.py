@@ -183,8 +183,8 @@ def test_test_writes_a_report(run_folder):
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads((run_folder / "report.json").read_text(encoding="utf-8"))
     assert {"test/loss", "test/wer_text", "test/wer_prompt", "test/stop_rate"} <= report["metrics"].keys()
-    assert len(report["samples"]) == 2  # generated_utterances
-    assert sum(row["utterances"] for row in report["by_speaker"].values()) == 2
+    assert len(report["samples"]) == 4  # two batches of two: generated_utterances limits validation only
+    assert sum(row["utterances"] for row in report["by_speaker"].values()) == 4
     assert "test/wer_text" in (run_folder / "report.md").read_text(encoding="utf-8")
     assert (run_folder / "config.yaml").read_text() == before
 
