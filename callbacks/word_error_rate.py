@@ -60,7 +60,9 @@ class WordErrorRate(FreeRunningMetric):
             self.metrics["wer_text"].update(errors, len(reference))
             self.rows[name] = {"wer_text": errors / max(1, len(reference))}
             prompt_text = batch.prompt_text[index]
-            if prompt_text is not None:
+            if prompt_text is None:
+                self.metrics["wer_prompt"].update(0, 0)
+            else:
                 prompt = words(prompt_text)
                 errors, _ = match_beginning(prompt, generated)
                 self.metrics["wer_prompt"].update(errors, len(prompt))
