@@ -2,16 +2,18 @@
 
 import logging
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import PredictionWriter, Report
 from datamodules import LibriLightDataModule
+from lit_spectron.checkpoint import read_checkpoint
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
@@ -33,17 +35,27 @@ class SpectronCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "prediction")
 
     def instantiate_classes(self) -> None:
+        given = deepcopy(self.config)
+        self._build_from_checkpoint(self.config[self.subcommand])
         super().instantiate_classes()
+        self.config = given
         dump = self._parser(self.subcommand).dump(
-            self.config[self.subcommand], skip_link_targets=False, skip_none=False, format="yaml"
+            given[self.subcommand], skip_link_targets=False, skip_none=False, format="yaml"
         )
         config = yaml.safe_load(dump)
         self.model.config = {**config["model"], "prompt_seconds": config["data"]["prompt_seconds"]}
 
+    def _build_from_checkpoint(self, config: Any) -> None:
+        """Parts that are in the checkpoint need neither network nor the files they were first made from."""
+        if not config.ckpt_path or config.ckpt_path in ("best", "last"):
+            return
+        checkpoint = read_checkpoint(config.ckpt_path)
+        for slot, arguments in checkpoint["rebuild_args"].items():
+            if config.model[slot]["class_path"] == checkpoint["config"][slot]["class_path"]:
+                config.model[slot].init_args.update(Namespace(arguments))
+
     def instantiate_trainer(self, **kwargs: Any):
         ckpt_path = self._get(self.config_init, "ckpt_path")
-        if ckpt_path and not Path(ckpt_path).exists() and ckpt_path not in ("best", "last"):
-            raise UserError(f"--ckpt_path: no such checkpoint: {ckpt_path}")
         if self.subcommand != "fit" and not ckpt_path:
             raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")
         # Mistakes in the data, too, come to light before there is a trainer to talk or a logger to make a folder.

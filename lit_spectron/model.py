@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
 from lit_spectron.decoders import SpectrogramDecoder
 from lit_spectron.encoders import SpeechEncoder
+from lit_spectron.errors import UserError
 from lit_spectron.llms import LanguageModel
 from lit_spectron.losses import text_loss
 from lit_spectron.masking import gather_positions, lengths_to_mask, pack
+from lit_spectron.projection import Projection, ProjectionSettings
 from lit_spectron.types import SpectronOutput, SpeechBatch
 
 EncoderFactory = Callable[[AudioSpec], SpeechEncoder]
@@ -32,6 +34,10 @@ class SpectronModel(nn.Module):
         llm: The language model.
         decoder: Builds the spectrogram decoder from the geometry and the LM's width.
         prefix_attention: Whether prompt positions see the whole prompt, or only what precedes them.
+        projection: From the encoder's features to the LM's prefix.
+
+    Raises:
+        UserError: The encoder takes another sampling rate.
 
     Source: Nachmani et al. 2024, section 3; METHOD "Parts" and "Training example".
     """
@@ -47,13 +53,19 @@ class SpectronModel(nn.Module):
         llm: LanguageModel,
         decoder: DecoderFactory,
         prefix_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        projection: ProjectionSettings = ProjectionSettings(),
     ):
         super().__init__()
         self.audio = audio
         self.encoder = encoder(audio)
+        if self.encoder.sample_rate_hz != audio.sample_rate_hz:
+            raise UserError(
+                f"model.encoder: takes {self.encoder.sample_rate_hz} Hz, but model.audio.sample_rate_hz is "
+                f"{audio.sample_rate_hz}"
+            )
         self.llm = llm
         self.decoder = decoder(audio, llm.hidden_size)
-        self.projection = nn.Linear(self.encoder.output_dim, llm.hidden_size)
+        self.projection = Projection(self.encoder.output_dim, llm.hidden_size, projection)
         self.bidirectional_prefix = prefix_attention == "bidirectional"
         self.log_mel = LogMelSpectrogram(audio)
         self.register_buffer("mel_mean", torch.zeros(audio.n_mels))
@@ -79,8 +91,7 @@ class SpectronModel(nn.Module):
 
     def encode_prompt(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts (B, T) with lengths (B,) in samples to the LM's prefix (B, S, D) and its lengths (B,)."""
-        features, feature_lengths = self.encoder(waveform, lengths)
-        return self.projection(features), feature_lengths
+        return self.projection(*self.encoder(waveform, lengths))
 
     def text_input(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, U) to ids (B, U + 2) with sos before and eos right after each sample's tokens, and the lengths."""

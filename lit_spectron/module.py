@@ -15,7 +15,9 @@ from lit_spectron.generation import GenerationSettings, generate
 from lit_spectron.llms import LanguageModel
 from lit_spectron.masking import lengths_to_mask
 from lit_spectron.model import DecoderFactory, EncoderFactory, SpectronModel, split_waveform
-from lit_spectron.optim import OptimizerSettings, build_optimizer
+from lit_spectron.optim import OptimizerSettings, build_optimizer, freeze
+from lit_spectron.part import Part
+from lit_spectron.projection import ProjectionSettings
 from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.vocoders import Vocoder
 
@@ -51,6 +53,7 @@ class LitSpectron(L.LightningModule):
         vocoder: Slot: log-mel to waveform, for samples and `generate`.
         optimizer: Optimiser and schedule.
         prefix_attention: Whether prompt positions see the whole prompt, or only what precedes them.
+        projection: From the encoder's features to the LM's prefix.
         loss_weights: Weights of the objective's terms.
         generation: How to decode, in validation and afterwards.
         generated_utterances: Utterances of each validation round that are decoded free-running; -1 for all. Tests
@@ -67,13 +70,15 @@ class LitSpectron(L.LightningModule):
         vocoder: Callable[[AudioSpec], Vocoder],
         optimizer: OptimizerSettings,
         prefix_attention: Literal["bidirectional", "causal"] = "bidirectional",
+        projection: ProjectionSettings = ProjectionSettings(),
         loss_weights: LossWeights = LossWeights(),
         generation: GenerationSettings = GenerationSettings(),
         generated_utterances: int = 32,
         statistics_batches: int = 16,
     ):
         super().__init__()
-        self.model = SpectronModel(audio, encoder, llm, decoder, prefix_attention)
+        self.model = SpectronModel(audio, encoder, llm, decoder, prefix_attention, projection)
+        freeze(self.model, optimizer.freeze)
         self.vocoder = vocoder(audio)
         self.optimizer_settings = optimizer
         self.loss_weights = loss_weights
@@ -152,11 +157,8 @@ class LitSpectron(L.LightningModule):
         return generate(self.model, prompt, batch.prompt_samples, self.generation, batch.ids)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The model's config goes in, so that a checkpoint alone is enough to decode."""
+        """The config and what replaces outside files in it go in, so that a checkpoint alone is enough to decode."""
         if self.config:
-            checkpoint["config"] = {**self.config, "llm": rebuildable(self.config["llm"], self.model.llm)}
-
-
-def rebuildable(part: dict[str, Any], llm: LanguageModel) -> dict[str, Any]:
-    """A part's config with every outside file replaced by its content."""
-    return {**part, "init_args": {**part.get("init_args", {}), **llm.rebuild_args()}}
+            checkpoint["config"] = self.config
+            parts: dict[str, Part] = {"encoder": self.model.encoder, "llm": self.model.llm}
+            checkpoint["rebuild_args"] = {slot: part.rebuild_args() for slot, part in parts.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_spectron.audio import AudioSpec
 from lit_spectron.audio_files import find_audio, read_audio
+from lit_spectron.checkpoint import read_checkpoint, rebuilt_config
 from lit_spectron.errors import UserError
 from lit_spectron.generation import GenerationSettings, generate
 from lit_spectron.model import SpectronModel
@@ -18,7 +19,7 @@ from lit_spectron.outputs import write_continuation
 from lit_spectron.types import Generation
 from lit_spectron.vocoders import Vocoder
 
-MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention")
+MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention", "projection")
 
 
 class SpectronPipeline:
@@ -56,15 +57,8 @@ class SpectronPipeline:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"--device: {device}: {str(error).splitlines()[0]}") from error
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such checkpoint")
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            config, state = checkpoint["config"], checkpoint["state_dict"]
-        except (RuntimeError, KeyError, TypeError, EOFError, OSError, ValueError) as error:
-            raise UserError(f"{path}: not a checkpoint of lit_spectron: {str(error).splitlines()[0]}") from error
-        except Exception as error:  # pickle.UnpicklingError has no narrower public parent
-            raise UserError(f"{path}: not a checkpoint of lit_spectron: {type(error).__name__}") from error
+        checkpoint = read_checkpoint(path)
+        config, state = rebuilt_config(checkpoint), checkpoint["state_dict"]
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_class_arguments(SpectronModel, "model")
         parser.add_argument("--vocoder", type=Callable[[AudioSpec], Vocoder])
@@ -78,9 +72,9 @@ class SpectronPipeline:
                 }
             )
         )
-        prefix = "model."
-        built.model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         vocoder = built.vocoder(built.model.audio)
+        for prefix, part in (("model.", built.model), ("vocoder.", vocoder)):
+            part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return cls(built.model.to(device), vocoder.to(device), built.generation, config["prompt_seconds"])
 
     def generate(self, prompts: list[Tensor], ids: list[str] | None = None) -> tuple[Generation, list[Tensor]]:

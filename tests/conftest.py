@@ -59,7 +59,7 @@ def tiny_model(audio: AudioSpec) -> Callable[..., SpectronModel]:
                 for parameter in [*model.llm.parameters(), *model.projection.parameters()]:
                     if parameter.ndim > 1:
                         parameter.normal_(0, 0.4)
-                model.llm.llama.lm_head.weight[model.llm.tokenizer.eos_id] = 0
+                model.llm.network.lm_head.weight[model.llm.tokenizer.eos_id] = 0
         return model.eval()
 
     return build

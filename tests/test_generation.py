@@ -170,9 +170,9 @@ def test_text_is_cut_off(tiny_model, prompts):
 def test_text_ends_by_eos(tiny_model, prompts):
     model = tiny_model()
     with torch.no_grad():  # tied embeddings: every output points to eos
-        model.llm.llama.model.norm.weight.zero_()
-        model.llm.llama.lm_head = torch.nn.Linear(32, len(model.llm.tokenizer))
-        model.llm.llama.lm_head.bias.zero_()[model.llm.tokenizer.eos_id] = 1.0
+        model.llm.network.model.norm.weight.zero_()
+        model.llm.network.lm_head = torch.nn.Linear(32, len(model.llm.tokenizer))
+        model.llm.network.lm_head.bias.zero_()[model.llm.tokenizer.eos_id] = 1.0
     generation = generate(model, *prompts[:2], SHORT)
     assert generation.text_stop_reason == ["eos"] * 3 and generation.text == [""] * 3
 

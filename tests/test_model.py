@@ -129,7 +129,7 @@ def test_llm_is_hugging_faces_own(tiny_model):
     mask = prefix_lm_mask(torch.zeros(2, dtype=torch.long), torch.tensor([9, 9]), 9, True)
     with torch.no_grad():
         hidden, cache = llm(llm.embed(tokens), mask, torch.arange(9).expand(2, 9))
-        torch.testing.assert_close(llm.logits(hidden), llm.llama(tokens).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(llm.logits(hidden), llm.network(tokens).logits, atol=1e-5, rtol=1e-5)
     assert cache is None
 
 

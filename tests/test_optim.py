@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from lit_spectron.errors import UserError
-from lit_spectron.optim import OptimizerSettings, build_optimizer, parameter_groups
+from lit_spectron.optim import OptimizerSettings, PartSchedule, build_optimizer, freeze, parameter_groups
 
 
 @pytest.mark.parametrize("lively", [False, True])  # tied and untied embeddings
 def test_every_trainable_parameter_is_in_one_group(tiny_model, lively):
     model = tiny_model(lively=lively)
     model.encoder.requires_grad_(False)
-    groups = parameter_groups(model, 0.1)
+    groups = parameter_groups(model, OptimizerSettings(total_steps=1))
     grouped = [id(p) for group in groups for p in group["params"]]
     trainable = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     assert len(grouped) == len(set(grouped)) and set(grouped) == set(trainable)
@@ -22,14 +22,14 @@ def test_every_trainable_parameter_is_in_one_group(tiny_model, lively):
 
 def test_no_decay_on_biases_norms_and_embeddings(tiny_model):
     model = tiny_model()
-    decayed, kept = parameter_groups(model, 0.1)
+    decayed, kept = parameter_groups(model, OptimizerSettings(total_steps=1, weight_decay=0.1))
     assert decayed["weight_decay"] == 0.1 and kept["weight_decay"] == 0.0
     decayed_ids, kept_ids = ({id(p) for p in group["params"]} for group in (decayed, kept))
-    assert id(model.llm.llama.model.embed_tokens.weight) in kept_ids
-    assert id(model.llm.llama.model.norm.weight) in kept_ids
-    assert id(model.projection.bias) in kept_ids
-    assert id(model.projection.weight) in decayed_ids
-    assert id(model.llm.llama.model.layers[0].self_attn.q_proj.weight) in decayed_ids
+    assert id(model.llm.network.model.embed_tokens.weight) in kept_ids
+    assert id(model.llm.network.model.norm.weight) in kept_ids
+    assert id(model.projection.map.bias) in kept_ids
+    assert id(model.projection.map.weight) in decayed_ids
+    assert id(model.llm.network.model.layers[0].self_attn.q_proj.weight) in decayed_ids
 
 
 def test_schedule():
@@ -58,3 +58,43 @@ def test_no_warmup_begins_at_the_peak():
 def test_a_schedule_without_end_is_refused(steps):
     with pytest.raises(UserError, match="max_steps"):
         OptimizerSettings(total_steps=steps)
+
+
+def test_parts_have_rates_and_starts_of_their_own(tiny_model):
+    model = tiny_model()
+    parts = {"llm.*": PartSchedule(1e-4, start_step=5), "*.bias": PartSchedule(2e-3)}
+    settings = OptimizerSettings(total_steps=20, learning_rate=1e-3, warmup_steps=2, parts=parts)
+    optimizer, schedule = build_optimizer(model, settings)
+    grouped = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert set(grouped) == set(names)
+    for key, group in grouped.items():
+        name = names[key]
+        expected = 1e-4 if name.startswith("llm.") else 2e-3 if name.endswith(".bias") else 1e-3
+        assert group["initial_lr"] == expected, name
+    rates = []
+    for _ in range(8):
+        rates.append(grouped[id(model.llm.network.model.norm.weight)]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == [0.0] * 5 and rates[5] == pytest.approx(5e-5) and rates[6] == pytest.approx(1e-4)
+
+
+def test_freezing_by_pattern(tiny_model):
+    model = tiny_model()
+    freeze(model, ["encoder.*", "llm.*embed_tokens*"])
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert "llm.network.model.embed_tokens.weight" in frozen and "llm.network.model.norm.weight" not in frozen
+    assert {name for name in frozen if not name.startswith("llm.")} == {
+        name for name, _ in model.named_parameters() if name.startswith("encoder.")
+    }
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(tiny_model):
+    with pytest.raises(UserError, match=r"freeze: encodr\.\*"):
+        freeze(tiny_model(), ["encodr.*"])
+    model = tiny_model()
+    freeze(model, ["encoder.*"])
+    for pattern in ("nothing.*", "encoder.*"):  # frozen parameters have no learning rate
+        with pytest.raises(UserError, match=r"parts: "):
+            build_optimizer(model, OptimizerSettings(total_steps=1, parts={pattern: PartSchedule(1e-3)}))

@@ -2,10 +2,12 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from lit_spectron.part import Part
 
 
-class SpeechEncoder(nn.Module, ABC):
+class SpeechEncoder(Part, ABC):
     """Turns a spoken prompt into features; owns its front end.
 
     An implementation takes the `AudioSpec` as its first argument and sets the three attributes.

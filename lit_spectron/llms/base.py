@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_spectron.llms.tokenizer import Tokenizer
+from lit_spectron.part import Part
 
 
-class LanguageModel(nn.Module, ABC):
+class LanguageModel(Part, ABC):
     """A causal language model driven by embeddings, with attention and positions given by the caller.
 
     Attributes:
@@ -30,7 +31,7 @@ class LanguageModel(nn.Module, ABC):
         """
         Args:
             embeddings: (B, L, D).
-            attention_mask: (B, 1, L, K) bool: K counts cached positions too.
+            attention_mask: (B, 1, L, K) bool: K counts cached positions too. The last query sees every valid key.
             position_ids: (B, L).
             cache: What `new_cache` gave; extended in place. None to keep no cache.
 
@@ -45,7 +46,3 @@ class LanguageModel(nn.Module, ABC):
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty KV cache."""
-
-    def rebuild_args(self) -> dict[str, Any]:
-        """Constructor arguments that a checkpoint keeps instead of the config's, to need no other file."""
-        return {}

@@ -1,6 +1,7 @@
 """Text to token ids and back."""
 
 import json
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
@@ -8,29 +9,45 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lit_spectron.errors import UserError
 
-PAD, SOS, EOS = "<pad>", "<sos>", "<eos>"
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Which tokens frame a text. They need not differ: padding is masked by length, never by id.
+
+    Args:
+        pad: Fills batches; never looked at.
+        sos: Precedes every text.
+        eos: Ends every text, and starts the speech.
+    """
+
+    pad: str = "<pad>"
+    sos: str = "<sos>"
+    eos: str = "<eos>"
 
 
 def byte_tokenizer() -> HuggingFaceTokenizer:
     """One token a byte of UTF-8: any text, no file."""
-    vocabulary = [PAD, SOS, EOS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    special = list(astuple(SpecialTokens()))
+    vocabulary = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = HuggingFaceTokenizer(models.BPE({token: i for i, token in enumerate(vocabulary)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([PAD, SOS, EOS])
+    tokenizer.add_special_tokens(special)
     return tokenizer
 
 
 class Tokenizer:
-    """A Hugging Face `tokenizer.json` with three special tokens of distinct ids: ``<pad>``, ``<sos>``, ``<eos>``.
+    """A Hugging Face `tokenizer.json` and its special tokens.
 
     Args:
         source: Path of a ``tokenizer.json``, or its content, or None for one token a byte.
+        special: Names of its special tokens.
     """
 
-    def __init__(self, source: str | None = None):
+    def __init__(self, source: str | None = None, special: SpecialTokens = SpecialTokens()):
         self._tokenizer = self._load(source)
-        self.pad_id, self.sos_id, self.eos_id = (self._special(token) for token in (PAD, SOS, EOS))
+        self.special = special
+        self.pad_id, self.sos_id, self.eos_id = map(self._special, (special.pad, special.sos, special.eos))
 
     @staticmethod
     def _load(source: str | None) -> HuggingFaceTokenizer:
