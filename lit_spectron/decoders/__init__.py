@@ -1,4 +1,5 @@
 from lit_spectron.decoders.base import SpectrogramDecoder
 from lit_spectron.decoders.mlp import MLPDecoder
+from lit_spectron.decoders.tacotron import TacotronDecoder
 
-__all__ = ["MLPDecoder", "SpectrogramDecoder"]
+__all__ = ["MLPDecoder", "SpectrogramDecoder", "TacotronDecoder"]
