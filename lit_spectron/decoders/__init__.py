@@ -1,5 +1,6 @@
 from lit_spectron.decoders.base import SpectrogramDecoder
+from lit_spectron.decoders.melle import MelleDecoder
 from lit_spectron.decoders.mlp import MLPDecoder
 from lit_spectron.decoders.tacotron import TacotronDecoder
 
-__all__ = ["MLPDecoder", "SpectrogramDecoder", "TacotronDecoder"]
+__all__ = ["MLPDecoder", "MelleDecoder", "SpectrogramDecoder", "TacotronDecoder"]
