@@ -31,7 +31,7 @@ class GenerationSettings:
         silence_seconds: End a continuation that has been silent for so long; null never does.
         silence_db: Silence is so many decibels under the prompt's loudest frame.
         repeat_seconds: End a continuation whose frames have not changed for so long; null never does.
-        seed: Of text sampling and pre-net dropout. A prompt's numbers depend on the seed and its id, not its batch.
+        seed: Of text sampling and the decoder. A prompt's numbers depend on the seed and its id, not its batch.
     """
 
     max_text_tokens: int = 256
@@ -147,13 +147,16 @@ def generate(
         hidden = hidden[:, 0]
         positions = positions + 1
 
+    said = torch.tensor([len(steps) * factor for steps in frames], device=device)
+    floor = model.audio.log_mel_floor
+    log_mel = pad_sequence([torch.cat(steps) for steps in frames], batch_first=True, padding_value=floor)
+    valid = lengths_to_mask(said, log_mel.shape[1])
+    log_mel = model.denormalise(model.decoder.refine(model.normalise(log_mel).to(step.dtype), valid))
     return Generation(
         text=[tokenizer.decode(ids) for ids in tokens],
         text_stop_reason=text_stop_reason,
-        log_mel=pad_sequence(
-            [torch.cat(steps) for steps in frames], batch_first=True, padding_value=model.audio.log_mel_floor
-        ),
-        lengths=torch.tensor([len(steps) * factor for steps in frames], device=device),
+        log_mel=log_mel.masked_fill(~valid[..., None], floor),
+        lengths=said,
         stop_reason=stop_reason,
         silence_level_db=breaker.silence_level_db,
     )

@@ -28,7 +28,7 @@ class LossWeights:
 
     Args:
         text: Of the cross-entropy over the transcript and eos.
-        spectrogram: lambda_r, of the three spectrogram terms together (paper: 0.1).
+        spectrogram: lambda_r, of the decoder's spectrogram terms together (paper: 0.1).
         stop: Of the learned stop.
     """
 
@@ -115,6 +115,9 @@ class LitSpectron(L.LightningModule):
         losses = self.model(batch).losses
         total = self.loss_weights.total(losses)
         named = {f"{stage}/loss_{name}": value for name, value in losses.items()}
+        # There whatever the decoder calls its terms: configs choose the best checkpoint by it.
+        terms = [value for name, value in losses.items() if name not in ("text", "stop")]
+        named.setdefault(f"{stage}/loss_spectrogram", torch.stack(terms).sum())
         self.log_dict(named, batch_size=len(batch), sync_dist=stage != "train")
         self.log(f"{stage}/loss", total, batch_size=len(batch), sync_dist=stage != "train", prog_bar=True)
         return total

@@ -75,8 +75,8 @@ class SpectronOutput:
     """One teacher-forced pass.
 
     Attributes:
-        losses: Unweighted scalars: ``text``, ``spectrogram``, ``spectrogram_feature_delta``,
-            ``spectrogram_time_delta``, ``stop``.
+        losses: Scalars: ``text``, ``stop``, and the decoder's spectrogram terms (of most decoders ``spectrogram``,
+            ``spectrogram_feature_delta``, ``spectrogram_time_delta``).
         frames: (B, F, M) predicted log-mel of the continuation.
         frame_mask: (B, F) bool.
     """

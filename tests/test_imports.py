@@ -14,7 +14,7 @@ LAYERS = [
     {"", "errors", "files", "masking", "losses", "types", "part"},
     {"audio", "audio_files", "optim", "checkpoint", "checkpoint_io", "huggingface", "projection", "llms.tokenizer"},
     {"figures", *(f"{slot}.base" for slot in SLOTS)},
-    {"encoders.layers", "llms.causal_lm"},
+    {"decoders.layers", "encoders.layers", "llms.causal_lm"},
     {"outputs", "IMPLEMENTATION"},
     set(SLOTS),
     {"model"},

@@ -1,12 +1,12 @@
 """The paper's decoder: two multi-layer perceptrons around the LM."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_spectron.audio import AudioSpec
 from lit_spectron.decoders.base import SpectrogramDecoder
-from lit_spectron.losses import spectrogram_losses, stop_loss
+from lit_spectron.decoders.layers import StopHead, dropout
+from lit_spectron.losses import spectrogram_losses
 from lit_spectron.types import Random
 
 
@@ -45,7 +45,6 @@ class MLPDecoder(SpectrogramDecoder):
         self.prenet_dropout = prenet_dropout
         self.feature_delta_order = feature_delta_order
         self.time_delta_order = time_delta_order
-        self.stop_positive_weight = stop_positive_weight
         step_size = reduction_factor * audio.n_mels
         self.squeeze = nn.Linear(step_size, bottleneck_size)
         self.expand = nn.Linear(bottleneck_size, hidden_size)
@@ -55,23 +54,15 @@ class MLPDecoder(SpectrogramDecoder):
             nn.Linear(postnet_size, step_size),
             nn.Unflatten(-1, (reduction_factor, audio.n_mels)),
         )
-        self.stop = nn.Linear(hidden_size, 1)
+        self.stop = StopHead(hidden_size, stop_positive_weight)
 
     def prenet(self, frames: Tensor, random: Random | None = None) -> Tensor:
-        hidden = F.relu(self.squeeze(frames.flatten(2)))
-        if self.prenet_dropout:
-            shape = tuple(hidden.shape)
-            uniform = torch.rand(shape, device=hidden.device) if random is None else random(shape)
-            hidden = hidden * (uniform >= self.prenet_dropout) / (1 - self.prenet_dropout)
-        return self.expand(hidden)
+        return self.expand(dropout(F.relu(self.squeeze(frames.flatten(2))), self.prenet_dropout, random))
 
     def loss(self, hidden: Tensor, target: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         prediction = self.postnet(hidden).flatten(1, 2)
         losses = spectrogram_losses(prediction, target, mask, self.feature_delta_order, self.time_delta_order)
-        steps = mask[:, :: self.reduction_factor]
-        is_last = steps & ~F.pad(steps[:, 1:], (0, 1))
-        losses["stop"] = stop_loss(self.stop(hidden).squeeze(-1), is_last, steps, self.stop_positive_weight)
-        return losses, prediction
+        return {**losses, "stop": self.stop.loss(hidden, mask)}, prediction
 
     def step(self, hidden: Tensor, random: Random | None = None) -> tuple[Tensor, Tensor]:
-        return self.postnet(hidden), self.stop(hidden).squeeze(-1).float().sigmoid()
+        return self.postnet(hidden), self.stop.probability(hidden)
