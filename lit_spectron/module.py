@@ -154,9 +154,13 @@ class LitSpectron(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The model's config goes in, so that a checkpoint alone is enough to decode."""
         if self.config:
-            checkpoint["config"] = {**self.config, "llm": rebuildable(self.config["llm"], self.model.llm)}
+            parts: dict[str, LanguageModel | Vocoder] = {"llm": self.model.llm, "vocoder": self.vocoder}
+            checkpoint["config"] = {
+                **self.config,
+                **{k: rebuildable(self.config[k], part) for k, part in parts.items()},
+            }
 
 
-def rebuildable(part: dict[str, Any], llm: LanguageModel) -> dict[str, Any]:
-    """A part's config with every outside file replaced by its content."""
-    return {**part, "init_args": {**part.get("init_args", {}), **llm.rebuild_args()}}
+def rebuildable(config: dict[str, Any], part: LanguageModel | Vocoder) -> dict[str, Any]:
+    """A part's config with every outside file replaced by its content, or left out for the checkpoint's weights."""
+    return {**config, "init_args": {**config.get("init_args", {}), **part.rebuild_args()}}

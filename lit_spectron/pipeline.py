@@ -78,9 +78,9 @@ class SpectronPipeline:
                 }
             )
         )
-        prefix = "model."
-        built.model.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         vocoder = built.vocoder(built.model.audio)
+        for prefix, part in (("model.", built.model), ("vocoder.", vocoder)):
+            part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return cls(built.model.to(device), vocoder.to(device), built.generation, config["prompt_seconds"])
 
     def generate(self, prompts: list[Tensor], ids: list[str] | None = None) -> tuple[Generation, list[Tensor]]:
