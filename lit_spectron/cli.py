@@ -13,6 +13,7 @@ COMMANDS = {
     "test": "test a checkpoint and write report.json and report.md",
     "predict": "continue every prompt of a corpus, four files each",
     "generate": "continue spoken prompts given as files or folders",
+    "resynthesize": "speech to log-mel and back: what a vocoder makes of real speech",
 }
 USAGE = "usage: python -m lit_spectron {" + ",".join(COMMANDS) + "} [--help] ..."
 
@@ -22,13 +23,15 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command in ("", "-h", "--help"):
-        print(USAGE, *(f"  {name:10}{text}" for name, text in COMMANDS.items()), sep="\n")
+        print(USAGE, *(f"  {name:14}{text}" for name, text in COMMANDS.items()), sep="\n")
         return
     try:
         if command == "--version":
             print(__version__)
         elif command == "generate":
             generate(rest)
+        elif command == "resynthesize":
+            resynthesize(rest)
         elif command in COMMANDS:
             # Lightning takes seconds to import; other commands and mistakes should not wait for it.
             from lit_spectron.lightning_cli import run
@@ -79,3 +82,26 @@ def generate(arguments: list[str]) -> None:
     overrides = {name: options[name] for name in names if options[name] is not None}
     pipeline = SpectronPipeline.from_checkpoint(options["ckpt"], options["device"], overrides)
     pipeline.generate_files(options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"])
+
+
+def resynthesize_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_spectron resynthesize",
+        description="Turns speech into log-mel and back by a vocoder. For each file, OUT gets NAME.wav, and one line "
+        "is printed: the mean absolute difference, in nats, between the log-mel of the original and of the result.",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio files, or folders of them")
+    parser.add_argument("--vocoder", type=Path, required=True, help="YAML of a vocoder: conf/vocoder/X.yaml")
+    parser.add_argument(
+        "--audio", type=Path, help="YAML of an audio geometry: conf/audio/X.yaml (default: the paper's)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    return parser
+
+
+def resynthesize(arguments: list[str]) -> None:
+    """The command `resynthesize`."""
+    options = resynthesize_parser().parse_args(arguments)
+    from lit_spectron.resynthesis import load_vocoder, resynthesize_files
+
+    resynthesize_files(load_vocoder(options.vocoder, options.audio), options.files, options.out)

@@ -16,7 +16,6 @@ from lit_spectron.llms import LanguageModel
 from lit_spectron.masking import lengths_to_mask
 from lit_spectron.model import DecoderFactory, EncoderFactory, SpectronModel, split_waveform
 from lit_spectron.optim import OptimizerSettings, build_optimizer, freeze
-from lit_spectron.part import Part
 from lit_spectron.projection import ProjectionSettings
 from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.vocoders import Vocoder
@@ -163,5 +162,6 @@ class LitSpectron(L.LightningModule):
         """The config and what replaces outside files in it go in, so that a checkpoint alone is enough to decode."""
         if self.config:
             checkpoint["config"] = self.config
-            parts: dict[str, Part] = {"encoder": self.model.encoder, "llm": self.model.llm}
+            model = self.model
+            parts = {"encoder": model.encoder, "llm": model.llm, "decoder": model.decoder, "vocoder": self.vocoder}
             checkpoint["rebuild_args"] = {slot: part.rebuild_args() for slot, part in parts.items()}

@@ -98,6 +98,7 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
         (["--model.generation.top_p", "2"], ["top_p"]),
         (["--model.llm.init_args.tokenizer", "no_tokenizer.json"], ["no_tokenizer.json"]),
+        (["--model.vocoder", "conf/vocoder/hifi_gan.yaml"], ["HifiGan", "n_mels 80 / 128", "log_floor 1e-05 / 0.001"]),
     ],
     ids=lambda value: value[-1],
 )
@@ -124,6 +125,15 @@ def test_every_whole_config_parses(call, path):
     assert code == 0, err
     config = yaml.safe_load(out)
     assert all("class_path" in config["model"][slot] for slot in ("encoder", "llm", "decoder", "vocoder"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/audio").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_geometry_can_be_named(call, tmp_path, path):
+    (tmp_path / "mine.yaml").write_text(f"model:\n  audio: {path}\n")
+    for arguments in (["--model.audio", path.relative_to(ROOT)], ["--config", tmp_path / "mine.yaml"]):
+        code, out, err = call("fit", "--config", "conf/quickstart.yaml", *arguments, "--print_config")
+        assert code == 0, err
+        assert yaml.safe_load(out)["model"]["audio"] == yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p not in WHOLE], ids=lambda p: p.stem)

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lit_spectron.part import Part
 from lit_spectron.types import Random
 
 
-class SpectrogramDecoder(nn.Module, ABC):
+class SpectrogramDecoder(Part, ABC):
     """Owns everything between spectrogram frames and the LM: pre-net, post-net, stop, loss, next frames.
 
     It speaks normalised log-mel. A step is ``reduction_factor`` (r) consecutive frames. An implementation takes the

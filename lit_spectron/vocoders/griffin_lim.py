@@ -10,19 +10,23 @@ from lit_spectron.audio import AudioSpec
 from lit_spectron.masking import lengths_to_mask
 from lit_spectron.vocoders.base import Vocoder
 
+INVERSE_UPDATES = 8
+TINY = 1e-8
+
 
 class GriffinLim(Vocoder):
-    """Fast Griffin-Lim over the least-squares inverse of the mel filter bank, batched.
+    """Fast Griffin-Lim over a non-negative inverse of the mel filter bank, batched.
 
     Args:
         audio: Any geometry.
         iterations: Rounds of phase estimation.
         momentum: Of the fast variant; 0 for the classic algorithm.
 
-    Source: Griffin and Lim 1984; Perraudin et al. 2013.
+    Source: Griffin and Lim 1984; Perraudin et al. 2013; for the inverse Lee and Seung 2000.
     """
 
     window: Tensor
+    filters: Tensor
     inverse_filters: Tensor
 
     def __init__(self, audio: AudioSpec, iterations: int = 32, momentum: float = 0.99):
@@ -31,7 +35,8 @@ class GriffinLim(Vocoder):
         self.iterations = iterations
         self.momentum = momentum
         self.register_buffer("window", torch.hann_window(audio.window_samples), persistent=False)
-        self.register_buffer("inverse_filters", torch.linalg.pinv(audio.mel_filters()), persistent=False)
+        self.register_buffer("filters", audio.mel_filters(), persistent=False)
+        self.register_buffer("inverse_filters", torch.linalg.pinv(self.filters), persistent=False)
 
     @torch.no_grad()
     @torch.autocast("cpu", enabled=False)
@@ -42,7 +47,7 @@ class GriffinLim(Vocoder):
         tail = -(-self.audio.window_samples // self.audio.hop_samples)
         # Out-of-range predictions would overflow exp; a magnitude of e^8 is far above full scale.
         mel = log_mel.float().clamp(max=8.0).exp() * lengths_to_mask(lengths, frames)[..., None]
-        magnitude = (F.pad(mel, (0, 0, 0, tail)) @ self.inverse_filters).clamp(min=0).transpose(1, 2)
+        magnitude = self._linear(F.pad(mel, (0, 0, 0, tail))).transpose(1, 2)
         # A fixed start makes the same spectrogram sound the same every time.
         generator = torch.Generator().manual_seed(0)
         phase = torch.rand(magnitude.shape[2], magnitude.shape[1], generator=generator).T * 2 * torch.pi
@@ -55,6 +60,18 @@ class GriffinLim(Vocoder):
             spectrum = torch.polar(magnitude, estimate.angle())
         waveform = self._istft(spectrum)[:, : self.audio.frames_to_samples(frames)]
         return waveform * lengths_to_mask(self.audio.frames_to_samples(lengths), waveform.shape[1])
+
+    def _linear(self, mel: Tensor) -> Tensor:
+        """Magnitudes (B, F, bins) that have these mel magnitudes (B, F, M).
+
+        The pseudo-inverse cut off at zero misses them, by more the fewer channels there are; multiplicative updates of
+        the generalised Kullback-Leibler divergence mend that and keep every magnitude positive.
+        """
+        share = (self.filters / self.filters.sum(1, keepdim=True).clamp(min=TINY)).T
+        magnitude = (mel @ self.inverse_filters).clamp(min=TINY)
+        for _ in range(INVERSE_UPDATES):
+            magnitude = magnitude * (mel / (magnitude @ self.filters + TINY) @ share)
+        return magnitude
 
     def _stft(self, waveform: Tensor) -> Tensor:
         return torch.stft(waveform, **self._geometry(), pad_mode="constant", return_complex=True)
