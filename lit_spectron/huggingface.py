@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from lit_spectron.errors import UserError
@@ -27,7 +28,10 @@ def load_model(auto_class: Any, slot: str, source: str | None, config: dict[str,
     if (source is None) == (config is None):
         raise UserError(f"model.{slot}: give exactly one of source (pre-trained) and config (from scratch)")
     if source is None:
-        return auto_class.from_config(plain_config(slot, config or {}), dtype=torch.float32)
+        try:
+            return auto_class.from_config(plain_config(slot, config or {}), dtype=torch.float32)
+        except ValueError as error:
+            raise UserError(f"model.{slot}.config: {str(error).splitlines()[0]}") from error
     with named_errors(slot, source):
         if not source.endswith(".gguf"):
             return auto_class.from_pretrained(source, dtype=torch.float32)
@@ -54,8 +58,8 @@ def plain_config(slot: str, fields: dict[str, Any]) -> PretrainedConfig:
         return AutoConfig.for_model(fields.pop("model_type"), **fields)
     except KeyError as error:
         raise UserError(f"model.{slot}.config: needs a model_type that transformers knows") from error
-    except ValueError as error:
-        raise UserError(f"model.{slot}.config: {str(error).splitlines()[0]}") from error
+    except (StrictDataclassError, ValueError) as error:
+        raise UserError(f"model.{slot}.config: {' '.join(str(error).split())}") from error
 
 
 def config_fields(model: PreTrainedModel) -> dict[str, Any]:

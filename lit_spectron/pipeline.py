@@ -22,6 +22,28 @@ from lit_spectron.vocoders import Vocoder
 MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention", "projection")
 
 
+def build(
+    config: dict[str, Any], overrides: dict[str, Any] | None = None
+) -> tuple[SpectronModel, Vocoder, GenerationSettings]:
+    """The parts that a run's config (its ``model`` section) describes, with new weights.
+
+    Args:
+        config: Plain values.
+        overrides: Fields of `GenerationSettings` that replace the config's.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(SpectronModel, "model")
+    parser.add_argument("--vocoder", type=Callable[[AudioSpec], Vocoder])
+    parser.add_class_arguments(GenerationSettings, "generation")
+    wanted = {
+        "model": {key: config[key] for key in MODEL_KEYS},
+        "vocoder": config["vocoder"],
+        "generation": {**config["generation"], **(overrides or {})},
+    }
+    built = parser.instantiate_classes(parser.parse_object(wanted))
+    return built.model, built.vocoder(built.model.audio), built.generation
+
+
 class SpectronPipeline:
     """A trained model with its vocoder and its way of decoding.
 
@@ -59,23 +81,10 @@ class SpectronPipeline:
             raise UserError(f"--device: {device}: {str(error).splitlines()[0]}") from error
         checkpoint = read_checkpoint(path)
         config, state = rebuilt_config(checkpoint), checkpoint["state_dict"]
-        parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(SpectronModel, "model")
-        parser.add_argument("--vocoder", type=Callable[[AudioSpec], Vocoder])
-        parser.add_class_arguments(GenerationSettings, "generation")
-        built = parser.instantiate_classes(
-            parser.parse_object(
-                {
-                    "model": {key: config[key] for key in MODEL_KEYS},
-                    "vocoder": config["vocoder"],
-                    "generation": {**config["generation"], **(overrides or {})},
-                }
-            )
-        )
-        vocoder = built.vocoder(built.model.audio)
-        for prefix, part in (("model.", built.model), ("vocoder.", vocoder)):
+        model, vocoder, settings = build(config, overrides)
+        for prefix, part in (("model.", model), ("vocoder.", vocoder)):
             part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        return cls(built.model.to(device), vocoder.to(device), built.generation, config["prompt_seconds"])
+        return cls(model.to(device), vocoder.to(device), settings, config["prompt_seconds"])
 
     def generate(self, prompts: list[Tensor], ids: list[str] | None = None) -> tuple[Generation, list[Tensor]]:
         """

@@ -15,7 +15,7 @@ class LayerChoice(nn.Module):
     """The output of the last layer, of the n-th, or a learned weighted sum of all.
 
     Args:
-        layer: ``last``, ``weighted``, or n: 0 is the input of the first layer.
+        layer: ``last``, ``weighted`` (the first layer's input included), or n from 1 on.
         layers: Layers of the encoder.
 
     Attributes:
@@ -26,8 +26,8 @@ class LayerChoice(nn.Module):
 
     def __init__(self, layer: Layer, layers: int):
         super().__init__()
-        if isinstance(layer, int) and not 0 <= layer <= layers:
-            raise UserError(f"model.encoder.layer: {layer} is not one of 0 to {layers}")
+        if isinstance(layer, int) and not 1 <= layer <= layers:
+            raise UserError(f"model.encoder.layer: {layer} is not one of 1 to {layers}")
         self.layer = layer
         self.needed_layers = layer if isinstance(layer, int) else layers
         if layer == "weighted":

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModel, SeamlessM4TFeatureExtractor
 
 from lit_spectron.audio import AudioSpec, SpecAugment
@@ -99,9 +98,9 @@ class Wav2Vec2BertEncoder(SpeechEncoder):
         features, frames = self.filter_bank(waveform, lengths)
         if self.spec_augment is not None:
             features = self.spec_augment(features, frames)
-        features = F.pad(features, (0, 0, 0, features.shape[1] % self.STACKED_FRAMES))
-        features = features.unflatten(1, (-1, self.STACKED_FRAMES)).flatten(2)
         # As in the original, a last frame without a partner is not heard.
+        features = features[:, : features.shape[1] // self.STACKED_FRAMES * self.STACKED_FRAMES]
+        features = features.unflatten(1, (-1, self.STACKED_FRAMES)).flatten(2)
         lengths = frames // self.STACKED_FRAMES
         mask = lengths_to_mask(lengths, features.shape[1]).long()
         output = self.model(features, attention_mask=mask, output_hidden_states=self.choice.layer != "last")

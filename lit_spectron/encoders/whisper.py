@@ -27,6 +27,7 @@ class WhisperLogMel(nn.Module):
     def __init__(self, extractor: WhisperFeatureExtractor):
         super().__init__()
         self.fft_samples, self.hop_samples = extractor.n_fft, extractor.hop_length
+        self.longest_samples = extractor.n_samples
         self.register_buffer("window", torch.hann_window(self.fft_samples), persistent=False)
         self.register_buffer("filters", torch.from_numpy(extractor.mel_filters).float(), persistent=False)
 
@@ -37,9 +38,11 @@ class WhisperLogMel(nn.Module):
         waveform = waveform.float() * lengths_to_mask(lengths, waveform.shape[1])
         half = self.fft_samples // 2
         samples = (frames - 1) * self.hop_samples + half
-        waveform = F.pad(waveform, (0, max(0, samples - waveform.shape[1])))[:, :samples]
-        # Reflected at the start as in the original; at the end 30 s of padding would be zeros.
-        waveform = torch.cat([waveform[:, 1 : half + 1].flip(1), waveform], dim=1)
+        inside = min(samples, self.longest_samples)
+        waveform = F.pad(waveform, (0, max(0, inside - waveform.shape[1])))[:, :inside]
+        # As in the original, reflected at the start and at the end of the 30 s.
+        tail = waveform[:, -1 - (samples - inside) : -1].flip(1)
+        waveform = torch.cat([waveform[:, 1 : half + 1].flip(1), waveform, tail], dim=1)
         spectrum = torch.stft(
             waveform, self.fft_samples, self.hop_samples, window=self.window, center=False, return_complex=True
         )
