@@ -32,6 +32,8 @@ def load_model(auto_class: Any, slot: str, source: str | None, config: dict[str,
             return auto_class.from_config(plain_config(slot, config or {}), dtype=torch.float32)
         except ValueError as error:
             raise UserError(f"model.{slot}.config: {str(error).splitlines()[0]}") from error
+    if Path(source).is_absolute() and not Path(source).exists():
+        raise UserError(f"model.{slot}.source: no such file or folder: {source}")
     with named_errors(slot, source):
         if not source.endswith(".gguf"):
             return auto_class.from_pretrained(source, dtype=torch.float32)

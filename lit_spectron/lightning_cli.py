@@ -35,12 +35,11 @@ class SpectronCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "prediction")
 
     def instantiate_classes(self) -> None:
-        given = deepcopy(self.config)
+        self.given_config = deepcopy(self.config)
         self._build_from_checkpoint(self.config[self.subcommand])
         super().instantiate_classes()
-        self.config = given
         dump = self._parser(self.subcommand).dump(
-            given[self.subcommand], skip_link_targets=False, skip_none=False, format="yaml"
+            self.config[self.subcommand], skip_link_targets=False, skip_none=False, format="yaml"
         )
         config = yaml.safe_load(dump)
         self.model.config = {**config["model"], "prompt_seconds": config["data"]["prompt_seconds"]}
@@ -55,6 +54,8 @@ class SpectronCLI(LightningCLI):
                 config.model[slot].init_args.update(Namespace(arguments))
 
     def instantiate_trainer(self, **kwargs: Any):
+        # The parts are built: what is written down from here on is what was asked for.
+        self.config = self.given_config
         ckpt_path = self._get(self.config_init, "ckpt_path")
         if self.subcommand != "fit" and not ckpt_path:
             raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")

@@ -182,8 +182,9 @@ def test_a_family_that_is_not_known_well_enough_is_refused(tmp_path):
         ({"source": "x", "config": {"model_type": "llama"}}, "exactly one of source"),
         ({"config": {"hidden_size": 32}}, "model_type"),
         ({"config": {**FAMILIES["llama"], "vocab_size": 100}}, "259 tokens, the model only 100"),
-        ({"source": "/nowhere/at/all"}, "/nowhere/at/all can't be loaded"),
-        ({"source": "/nowhere/model.gguf"}, "no such file: /nowhere/model.gguf"),
+        ({"source": "/nowhere/at/all"}, "no such file or folder: /nowhere/at/all"),
+        ({"source": "nobody/nothing"}, "nobody/nothing can't be loaded"),
+        ({"source": "/nowhere/model.gguf"}, "no such file or folder: /nowhere/model.gguf"),
     ],
 )
 def test_mistakes_are_named(arguments, message):
