@@ -97,11 +97,12 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
-    words = byte_tokenizer().get_vocab()
+    # The last one is what transformers gives every such tokenizer as its unknown token.
+    words = {**byte_tokenizer().get_vocab(), "<|endoftext|>": 259}
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(sorted(words, key=words.get))
-    writer.add_token_types([3] * 3 + [1] * 256)
-    writer.add_token_scores([0.0] * 259)
+    writer.add_token_types([3] * 3 + [1] * 256 + [3])
+    writer.add_token_scores([0.0] * 260)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     names = {
@@ -139,7 +140,7 @@ def test_a_gguf_file_is_the_model_it_was_made_from(tmp_path):
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=259,
+            vocab_size=260,
             hidden_size=64,
             intermediate_size=96,
             num_hidden_layers=2,
