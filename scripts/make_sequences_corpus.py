@@ -46,7 +46,9 @@ GRID = 160  # utterances begin and end on multiples of 10 ms, so that their time
 LEVEL_DB = -24.0  # RMS of the active speech of an utterance, relative to full scale
 FRAME_SECONDS = 0.005
 SILENCE_DB = -40.0  # a frame is silent where its peak lies this far below the phrase's peak
-AUDIO_BITS = 10  # FLAC stores samples whose low bits are zero in proportionally less space
+OPUS_COMPRESSION = 0.93  # of libsndfile, 0 to 1: about 19 kbit/s
+SEEK_ERROR = 3e-3  # between a stretch that is sought out and the same of the whole file: Opus decoders settle in
+QUIET = 3e-3  # Opus leaves so much in digital silence
 SEED = 20240229
 MAXIMUM_BYTES = 20_000_000
 AUDIO_ROOT = "download/librilight"  # the prefix that Libriheavy's manifests give to every recording
@@ -54,8 +56,8 @@ SUBSET = "small"
 SPLITS = ("train", "validation", "test")
 MANIFESTS = (*SPLITS, "validation_unseen_voice", "test_unseen_voice")  # of an unseen voice, apart from the others
 CALL_WORDS, ANSWER_WORDS = 2, 3
-TRAINING_TEXTS = 210  # that each seen voice says, of its own choice
-CHAPTER_TEXTS = 70  # utterances in one file
+TRAINING_TEXTS = 450  # that each seen voice says, of its own choice
+CHAPTER_TEXTS = 90  # utterances in one file
 PROMPTS = 2  # calls of each voice of the test splits that are written as files of their own
 HELD_OUT_TEXTS = 20  # in validation and in test each
 
@@ -86,7 +88,7 @@ class Voice:
 VOICES = (
     Voice("slt", "flite", "slt", 0.94),
     Voice("rms", "flite", "rms", 0.86),
-    Voice("awb", "flite", "awb", 0.98, raised=1.1),
+    Voice("low", "flite", "slt", 0.94, raised=0.86),
     Voice("kid", "flite", "rms", 0.86, raised=1.25),
     Voice("us", "espeak", "en-us", 158, unseen="validation", pitch=60),
     Voice("kal", "flite", "kal16", 1.05, unseen="test"),
@@ -405,7 +407,7 @@ def level_gain(phrases: list[np.ndarray]) -> float:
 
 
 def make_utterance(voice: Voice, text: Text) -> Phrase:
-    """The call in exactly CALL_SECONDS, the answer behind it, at one level and quantised to AUDIO_BITS."""
+    """The call in exactly CALL_SECONDS, the answer behind it, at one level."""
     generator = random.Random(f"{SEED} {voice.name} {text.transcript}")
     call = synthesise(voice, text.call, CALL_SPEECH_SECONDS)
     answer = synthesise(voice, text.answer, ANSWER_SPEECH_SECONDS)
@@ -418,11 +420,9 @@ def make_utterance(voice: Voice, text: Text) -> Phrase:
     samples[call_at : call_at + len(call.samples)] = call.samples * gain
     samples[answer_at : answer_at + len(answer.samples)] = answer.samples * gain
     assert np.abs(samples).max() < 0.999, f"clipped: {voice.name} {text.transcript}"
-    unit = 2 ** (AUDIO_BITS - 1)
-    quantised = np.round(samples * unit).clip(-unit, unit - 1) * (32768 // unit)
     offsets = [(call_at / SAMPLE_RATE, call.times), (answer_at / SAMPLE_RATE, answer.times)]
     times = [(start + offset, stop + offset) for offset, own in offsets for start, stop in own]
-    return Phrase(quantised.astype(np.int16), times)
+    return Phrase(np.round(samples * 32768).astype(np.int16), times)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -434,16 +434,18 @@ def seconds(samples: int) -> float:
 
 
 def write_recording(recording: Recording, output: Path) -> list[dict]:
-    """Writes the FLAC file and Libri-Light's JSON file beside it; returns a Libriheavy cut per utterance."""
+    """Writes the Ogg Opus file and Libri-Light's JSON file beside it; returns a Libriheavy cut per utterance."""
     gap = np.zeros(round(GAP_SECONDS * SAMPLE_RATE), np.int16)
     pieces, starts, position = [gap], [], len(gap)
     for utterance in recording.utterances:
         starts.append(position)
         pieces += [utterance.samples, gap]
         position += len(utterance.samples) + len(gap)
-    audio = output / f"{recording.identifier}.flac"
+    audio = output / f"{recording.identifier}.opus"
     audio.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(audio, np.concatenate(pieces), SAMPLE_RATE, subtype="PCM_16", compression_level=1.0)
+    soundfile.write(
+        audio, np.concatenate(pieces), SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION
+    )
     spans = [
         [seconds(start), seconds(start + len(utterance.samples))]
         for start, utterance in zip(starts, recording.utterances, strict=True)
@@ -454,7 +456,7 @@ def write_recording(recording: Recording, output: Path) -> list[dict]:
     audio.with_suffix(".json").write_text(json.dumps(details) + "\n", encoding="utf-8")
     source = {
         "id": recording.identifier,
-        "sources": [{"type": "file", "channels": [0], "source": f"{AUDIO_ROOT}/{recording.identifier}.flac"}],
+        "sources": [{"type": "file", "channels": [0], "source": f"{AUDIO_ROOT}/{recording.identifier}.opus"}],
         "sampling_rate": SAMPLE_RATE,
         "num_samples": position,
         "duration": seconds(position),
@@ -614,15 +616,15 @@ def words_of(cut: dict) -> list[str]:
 
 
 def check_cut(output: Path, cut: dict, whole: np.ndarray) -> None:
-    """Reading the cut alone gives the very samples of the whole file; words, level and silences are as promised."""
+    """Reading the cut alone gives the samples of the whole file; words, level and silences are as promised."""
     supervision, recording = cut["supervisions"][0], cut["recording"]
     first, count = cut["start"] * SAMPLE_RATE, cut["duration"] * SAMPLE_RATE
     assert abs(first - round(first)) < 1e-6 and round(first) % GRID == 0 and round(count) % GRID == 0, cut["id"]
     first, count = round(first), round(count)
     assert recording["num_samples"] == len(whole) and recording["duration"] == seconds(len(whole))
     assert first + count <= len(whole) and supervision["duration"] == cut["duration"]
-    samples, _ = soundfile.read(audio_path(output, cut), frames=count, start=first, dtype="int16")
-    assert np.array_equal(samples, whole[first : first + count]), f"not sample-exact: {cut['id']}"
+    samples, _ = soundfile.read(audio_path(output, cut), frames=count, start=first, dtype="float32")
+    assert np.abs(samples - whole[first : first + count]).max() < SEEK_ERROR, f"not exact: {cut['id']}"
     words = supervision["alignment"]["word"]
     assert words_of(cut) == supervision["custom"]["texts"][0].split() and len(words) == CALL_WORDS + ANSWER_WORDS
     spans = [(start, start + length) for _, start, length, _ in words]
@@ -631,8 +633,9 @@ def check_cut(output: Path, cut: dict, whole: np.ndarray) -> None:
     assert spans[0][0] >= 0 and spans[CALL_WORDS - 1][1] <= CALL_SECONDS <= spans[CALL_WORDS][0], (cut["id"], words)
     assert cut["duration"] - 0.12 < spans[-1][1] < cut["duration"] - 0.04, (cut["id"], words)
     boundary = round(CALL_SECONDS * SAMPLE_RATE)
-    assert not samples[boundary - 160 : boundary + 160].any() and not samples[-160:].any(), cut["id"]
-    phrases = [np.trim_zeros(part / 32768) for part in (samples[:boundary], samples[boundary:])]
+    assert max(abs(samples[boundary - 160 : boundary + 160]).max(), abs(samples[-160:]).max()) < QUIET, cut["id"]
+    loud = [np.flatnonzero(abs(part) > QUIET) for part in (samples[:boundary], samples[boundary:])]
+    phrases = [samples[own[0] + at : own[-1] + at] for own, at in zip(loud, (0, boundary), strict=True)]
     assert max(map(longest_silence, phrases)) <= 0.3, cut["id"]
     assert max(abs(phrase).max() for phrase in phrases) < 0.999 and abs(20 * np.log10(level_gain(phrases))) < 0.5, cut[
         "id"
@@ -668,7 +671,7 @@ def check_files(output: Path, cuts: list[dict]) -> None:
     spans = defaultdict(list)
     for cut in cuts:
         spans[audio_path(output, cut)].append([cut["start"], round(cut["start"] + cut["duration"], 6)])
-    assert set(spans) == set(output.glob(f"{SUBSET}/*/*/*.flac"))
+    assert set(spans) == set(output.glob(f"{SUBSET}/*/*/*.opus"))
     for path, own in spans.items():
         details = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         assert details["voice_activity"] == own and details["speaker"] == path.parts[-3], path
@@ -689,8 +692,8 @@ def check_corpus(output: Path) -> None:
     for cut in everything:
         path = audio_path(output, cut)
         if path not in audio:
-            audio[path], rate = soundfile.read(path, dtype="int16")
-            assert rate == SAMPLE_RATE and audio[path].ndim == 1 and soundfile.info(path).subtype == "PCM_16"
+            audio[path], rate = soundfile.read(path, dtype="float32")
+            assert rate == SAMPLE_RATE and audio[path].ndim == 1 and soundfile.info(path).subtype == "OPUS"
         check_cut(output, cut, audio[path])
     check_tokenizer(output / "tokenizer.json", [text for own in split_texts().values() for text in own])
     check_files(output, everything)
