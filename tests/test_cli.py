@@ -228,7 +228,7 @@ def test_a_checkpoint_alone_rebuilds_every_part(moved_checkpoint, monkeypatch, t
 def prompts(tmp_path) -> Path:
     folder = tmp_path / "prompts"
     (folder / "deep").mkdir(parents=True)
-    source = next(iter(sorted((ROOT / "data/sequences/small").rglob("*.flac"))))
+    source = next(iter(sorted((ROOT / "data/sequences/small").rglob("*.opus"))))
     for number, name in enumerate(("first.wav", "deep/second.flac")):
         samples, _ = soundfile.read(source, start=40000 * number, frames=2 * RATE)
         soundfile.write(folder / name, samples, RATE)

@@ -153,7 +153,7 @@ def test_whisper_hears_thirty_seconds_at_most(audio: AudioSpec):
 
 
 def real_speech(seconds: float) -> np.ndarray:
-    path = min((Path(__file__).parents[1] / "data/sequences/small").rglob("*.flac"))
+    path = min((Path(__file__).parents[1] / "data/sequences/small").rglob("*.opus"))
     samples, _ = soundfile.read(path, frames=int(16000 * seconds), dtype="float32")
     return samples
 

@@ -51,7 +51,7 @@ def build(implementation: type[Vocoder], source: str | None = None, audio: Audio
 @pytest.fixture(scope="module")
 def speech() -> torch.Tensor:
     """Two seconds at 16 kHz, (1, T)."""
-    path = next(iter(sorted((ROOT / "data/sequences/small/slt").rglob("*.flac"))))
+    path = next(iter(sorted((ROOT / "data/sequences/small/slt").rglob("*.opus"))))
     samples, rate = soundfile.read(path, start=4800, frames=16000 * 2, dtype="float32")
     assert rate == 16000
     return torch.from_numpy(samples)[None]
