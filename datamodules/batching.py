@@ -78,24 +78,38 @@ class LengthBatchSampler(Sampler[list[int]]):
 
 
 class UtteranceDataset(Dataset):
-    """Reads utterances; one that can't be read comes back as the reason why."""
+    """Reads utterances; one that can't be read comes back as the reason why.
 
-    def __init__(self, utterances: list[Utterance], sample_rate_hz: int):
+    Args:
+        utterances: What to read.
+        sample_rate_hz: Of every file.
+        cache_bytes: Samples that are kept in memory once they are decoded; the rest is read anew each time.
+    """
+
+    def __init__(self, utterances: list[Utterance], sample_rate_hz: int, cache_bytes: int = 0):
         self.utterances = utterances
         self.sample_rate_hz = sample_rate_hz
+        self.free_bytes = cache_bytes
+        self.cache: dict[int, torch.Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> tuple[Utterance, torch.Tensor | str]:
         utterance = self.utterances[index]
+        if index in self.cache:
+            return utterance, self.cache[index]
         try:
             samples = read_audio(
                 utterance.path, self.sample_rate_hz, utterance.start_seconds, utterance.duration_seconds
             )
         except UserError as error:
             return utterance, str(error)
-        return utterance, torch.from_numpy(samples)
+        waveform = torch.from_numpy(samples)
+        if waveform.nbytes <= self.free_bytes:
+            self.free_bytes -= waveform.nbytes
+            self.cache[index] = waveform
+        return utterance, waveform
 
 
 class Collate:

@@ -35,6 +35,7 @@ class LibriLightDataModule(L.LightningDataModule):
         max_seconds: Longer utterances are left out and counted.
         batch_size: Utterances a batch and device.
         workers: Loader processes; 0 reads in the training process.
+        cache_gib: Decoded audio that each loader process keeps in memory, for small corpora.
         seed: Of the order of training.
         max_skipped_share: A run fails once more than this share of a split's utterances can't be used.
     """
@@ -55,6 +56,7 @@ class LibriLightDataModule(L.LightningDataModule):
         max_seconds: float = 30.0,
         batch_size: int = 16,
         workers: int = 0,
+        cache_gib: float = 0.0,
         seed: int = 0,
         max_skipped_share: float = 0.01,
     ):
@@ -75,6 +77,7 @@ class LibriLightDataModule(L.LightningDataModule):
         self.max_seconds = max_seconds
         self.batch_size = batch_size
         self.workers = workers
+        self.cache_bytes = int(cache_gib * 2**30)
         self.seed = seed
         self.max_skipped_share = max_skipped_share
         self.utterances: dict[str, list[Utterance]] = {}
@@ -173,7 +176,7 @@ class LibriLightDataModule(L.LightningDataModule):
             self.trainer.world_size,
         )
         return DataLoader(
-            UtteranceDataset(utterances, rate),
+            UtteranceDataset(utterances, rate, self.cache_bytes),
             batch_sampler=sampler,
             collate_fn=Collate(split, model.llm.tokenizer, rate, self.prompt_seconds),
             num_workers=self.workers,

@@ -297,3 +297,13 @@ def test_the_committed_corpus_holds_its_promises(repository):
     for utterance in (part[0] for part in splits.values()):
         samples = read_audio(utterance.path, RATE, utterance.start_seconds, utterance.duration_seconds)
         assert abs(samples).max() > 0.05
+
+
+def test_the_cache_holds_what_fits_and_changes_nothing(corpus, monkeypatch):
+    utterances = read_cuts(corpus / "cuts.jsonl.gz", corpus, "download/librilight", 0)
+    plain = [UtteranceDataset(utterances, 16000)[i][1] for i in range(3)]
+    cached = UtteranceDataset(utterances, 16000, cache_bytes=2 * plain[0].nbytes)
+    assert all(torch.equal(cached[i][1], plain[i]) for i in range(3)) and set(cached.cache) == {0, 1}
+    reads = []
+    monkeypatch.setattr("datamodules.batching.read_audio", lambda path, *_: reads.append(path) or plain[2].numpy())
+    assert all(torch.equal(cached[i][1], plain[i]) for i in range(3)) and len(reads) == 1
