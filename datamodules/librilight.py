@@ -35,7 +35,7 @@ class LibriLightDataModule(L.LightningDataModule):
         max_seconds: Longer utterances are left out and counted.
         batch_size: Utterances a batch and device.
         workers: Loader processes; 0 reads in the training process.
-        cache_gib: Decoded audio that each loader process keeps in memory, for small corpora.
+        cache_gib: Decoded audio that is kept in memory, for small corpora: by each split, in each loader process.
         seed: Of the order of training.
         max_skipped_share: A run fails once more than this share of a split's utterances can't be used.
     """

@@ -36,7 +36,8 @@ def load_model(auto_class: Any, slot: str, source: str | None, config: dict[str,
         raise UserError(f"model.{slot}.source: no such file or folder: {source}")
     with named_errors(slot, source):
         if not source.endswith(".gguf"):
-            return auto_class.from_pretrained(source, dtype=torch.float32)
+            # transformers leaves what it loads in evaluation mode, and what it builds in training mode.
+            return auto_class.from_pretrained(source, dtype=torch.float32).train()
         quantized = auto_class.from_pretrained(**gguf_arguments(slot, source), dtype=torch.float32)
         # A model that was read from GGUF counts as quantized for good: its weights move to one that does not.
         fields = config_fields(quantized)

@@ -49,14 +49,22 @@ class SpectronCLI(LightningCLI):
         if not config.ckpt_path or config.ckpt_path in ("best", "last"):
             return
         checkpoint = read_checkpoint(config.ckpt_path)
+        asked = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, format="yaml"))["model"]
         for slot, arguments in checkpoint["rebuild_args"].items():
-            if config.model[slot]["class_path"] == checkpoint["config"][slot]["class_path"]:
-                config.model[slot].init_args.update(Namespace(arguments))
+            saved, part = checkpoint["config"][slot], config.model[slot]
+            # The trained parts' weights are the checkpoint's in any case; a vocoder may be another one.
+            same = asked[slot] == saved if slot == "vocoder" else part["class_path"] == saved["class_path"]
+            if same and arguments:
+                part["init_args"] = part.get("init_args") or Namespace()
+                part.init_args.update(Namespace(arguments))
 
     def instantiate_trainer(self, **kwargs: Any):
         # The parts are built: what is written down from here on is what was asked for.
         self.config = self.given_config
         ckpt_path = self._get(self.config_init, "ckpt_path")
+        precision = str(self._get(self.config_init, "trainer").get("precision"))
+        if precision.endswith("-true") and not precision.startswith(("32", "64")):
+            raise UserError(f"--trainer.precision: {precision} would round the spectrograms too; use bf16-mixed")
         if self.subcommand != "fit" and not ckpt_path:
             raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")
         # Mistakes in the data, too, come to light before there is a trainer to talk or a logger to make a folder.

@@ -158,6 +158,13 @@ class LitSpectron(L.LightningModule):
         prompt, _ = split_waveform(batch.waveform, batch.lengths, batch.prompt_samples)
         return generate(self.model, prompt, batch.prompt_samples, self.generation, batch.ids)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A vocoder is not trained: another one than the run's comes with its own weights."""
+        if checkpoint["config"]["vocoder"] != self.config["vocoder"]:
+            others = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("vocoder.")}
+            own = {f"vocoder.{k}": v for k, v in self.vocoder.state_dict().items()}
+            checkpoint["state_dict"] = {**others, **own}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The config and what replaces outside files in it go in, so that a checkpoint alone is enough to decode."""
         if self.config:

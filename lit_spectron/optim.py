@@ -81,12 +81,13 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
         UserError: A pattern of ``parts`` matches nothing.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    schedules = {**settings.parts, "*": PartSchedule(settings.learning_rate)}
+    schedules = {**settings.parts}
+    schedules.setdefault("*", PartSchedule(settings.learning_rate))
     rest = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = []
     for pattern, schedule in schedules.items():
         matched = [rest.pop(name) for name in list(rest) if fnmatchcase(name, pattern)]
-        if not matched and pattern != "*":
+        if not matched and pattern in settings.parts:
             raise UserError(f"model.optimizer.parts: {pattern} matches no parameter that is trained")
         decayed = [p for p in matched if p.ndim > 1 and id(p) not in embeddings]
         kept = [p for p in matched if p.ndim <= 1 or id(p) in embeddings]
@@ -105,10 +106,9 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> tuple[Opti
     def share(step: int, start_step: int) -> float:
         if step < start_step:
             return 0.0
-        if step - start_step < settings.warmup_steps:
-            return (step - start_step + 1) / settings.warmup_steps
+        warmup = min(1.0, (step - start_step + 1) / max(1, settings.warmup_steps))
         progress = (step - settings.warmup_steps) / max(1, settings.total_steps - settings.warmup_steps)
-        cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
-        return settings.final_share + (1 - settings.final_share) * cosine
+        cosine = (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
+        return warmup * (settings.final_share + (1 - settings.final_share) * cosine)
 
     return optimizer, LambdaLR(optimizer, [partial(share, start_step=group["start_step"]) for group in groups])

@@ -19,6 +19,7 @@ from lit_spectron.outputs import write_continuation
 from lit_spectron.types import Generation
 from lit_spectron.vocoders import Vocoder
 
+SHORTEST_PROMPT_SECONDS = 0.1  # shorter ones hold no feature of some encoders
 MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention", "projection")
 
 
@@ -119,8 +120,8 @@ class SpectronPipeline:
             UserError: A prompt is missing, unreadable, too short or of a wrong rate; two share a name.
         """
         seconds = self.prompt_seconds if prompt_seconds is None else prompt_seconds
-        if self.model.audio.seconds_to_samples(seconds) < 1:
-            raise UserError(f"--prompt_seconds: must be positive, got {seconds}")
+        if seconds < SHORTEST_PROMPT_SECONDS:
+            raise UserError(f"--prompt_seconds: must be at least {SHORTEST_PROMPT_SECONDS}, got {seconds}")
         if batch_size < 1:
             raise UserError(f"--batch_size: must be positive, got {batch_size}")
         files = find_audio(paths)

@@ -65,7 +65,7 @@ def write_cuts(path: Path, cuts: list[dict]) -> None:
 
 def plain(text: str) -> str:
     """Lower-case words."""
-    return " ".join(re.sub(r"[^a-z' ]", " ", text.lower()).split())
+    return " ".join(re.sub(r"[^a-z0-9' ]", " ", text.lower()).split())
 
 
 def segments(words: list[Word], end_seconds: float) -> Iterator[tuple[float, float, list[Word]]]:
@@ -78,7 +78,9 @@ def segments(words: list[Word], end_seconds: float) -> Iterator[tuple[float, flo
         if ends:
             end = min(ends[0] + 0.05, end_seconds)
             taken = [w for w in inside if w.start_seconds + w.duration_seconds <= end]
-            yield start, end, [replace(w, start_seconds=w.start_seconds - start) for w in taken]
+            # Digits can't be written as they were said.
+            if not any(re.search(r"\d", w.text) for w in taken):
+                yield start, end, [replace(w, start_seconds=w.start_seconds - start) for w in taken]
         later = [w.start_seconds for w in words if w.start_seconds >= start + PROMPT_SECONDS / 2]
         if not later:
             return
@@ -97,10 +99,10 @@ def make_real(arguments: argparse.Namespace) -> None:
     for name, part in zip(("train", "validation", "test"), split_by_speaker(utterances, 0.1, 0.1), strict=True):
         cuts, skipped = [], 0
         for utterance in part:
-            samples = read_audio(utterance.path, RATE_HZ, utterance.start_seconds, utterance.duration_seconds)
             if utterance.duration_seconds > 29.9:
                 skipped += 1
                 continue
+            samples = read_audio(utterance.path, RATE_HZ, utterance.start_seconds, utterance.duration_seconds)
             chunks = recognize({"raw": samples, "sampling_rate": RATE_HZ}, return_timestamps="word")["chunks"]
             words = [
                 Word(text, float(a), float(b - a))
@@ -145,7 +147,8 @@ def write_lines(model_name: str, count: int, seed: int) -> list[str]:
             words = plain(text).split()
             while len(words) >= 13:
                 size = chooser.randint(8, 13)
-                found[" ".join(words[:size])] = None
+                if not any(word.isdigit() for word in words[:size]):
+                    found[" ".join(words[:size])] = None
                 words = words[size:]
         print(f"{len(found)} lines", flush=True)
     return list(found)[:count]

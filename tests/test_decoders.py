@@ -1,8 +1,6 @@
 """Every decoder of the package keeps the slot's promises; then the numerics of each."""
 
-import importlib
 import inspect
-import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -23,17 +21,9 @@ from lit_spectron.model import DecoderFactory, split_waveform
 from lit_spectron.module import LitSpectron
 from lit_spectron.optim import OptimizerSettings
 from lit_spectron.vocoders import GriffinLim
+from tests.discovery import implementations
 
-MODULES = [importlib.import_module(f"{decoders.__name__}.{m.name}") for m in pkgutil.iter_modules(decoders.__path__)]
-DECODERS = sorted(
-    {
-        found
-        for module in MODULES
-        for _, found in inspect.getmembers(module, inspect.isclass)
-        if issubclass(found, SpectrogramDecoder) and not inspect.isabstract(found)
-    },
-    key=lambda cls: cls.__name__,
-)
+DECODERS = implementations(decoders, SpectrogramDecoder)
 WIDTH = 24
 every_decoder = pytest.mark.parametrize("cls", DECODERS, ids=lambda cls: cls.__name__)
 

@@ -87,7 +87,9 @@ def test_every_parameter_learns(cls, changes, audio: AudioSpec):
     features, _ = encoder(*noise(audio, 0.8, 1.0))
     (features * torch.randn(features.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
     trained = {name: p for name, p in encoder.named_parameters() if p.requires_grad}
-    assert [name for name, p in trained.items() if p.grad is None] == []
+    # A key's bias adds the same to every score of a query: softmax forgets it.
+    still = [name for name, p in trained.items() if p.grad is None or not p.grad.any()]
+    assert [name for name in still if "k_proj.bias" not in name and "linear_k.bias" not in name] == []
 
 
 @every_variant
@@ -101,19 +103,27 @@ def test_rebuilt_from_plain_values(cls, changes, audio: AudioSpec):
     assert torch.equal(encoder(*batch)[0], again(*batch)[0])
 
 
-@pytest.mark.parametrize("cls", LAYERED, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    ("cls", "changes"),
+    [(c, v) for c in (Wav2Vec2Encoder, Wav2Vec2BertEncoder) for v in variants(c) if "layer" not in v],
+)
 @torch.no_grad()
-def test_layers_are_those_of_hugging_face(cls, audio: AudioSpec):
+def test_layers_are_those_of_hugging_face(cls, changes, audio: AudioSpec):
     """The n-th layer is `hidden_states[n]`; a weighted sum that weights one layer only is that layer."""
     batch = noise(audio, 1.0)
-    full = build(cls, audio, layer="weighted")
+    whole, weighted = build(cls, audio, **changes), build(cls, audio, **changes, layer="weighted")
+    if cls is Wav2Vec2Encoder:
+        inputs = batch[0] if not changes.get("normalize_waveform") else (batch[0] - batch[0].mean()) / batch[0].std()
+    else:
+        features, _ = whole.filter_bank(*batch)
+        inputs = features[:, : features.shape[1] // 2 * 2].unflatten(1, (-1, 2)).flatten(2)
+    states = whole.model(inputs, output_hidden_states=True).hidden_states
     for n in (1, 2):
-        full.choice.weights[:] = -100.0
-        full.choice.weights[n] = 100.0
-        wanted = full(*batch)[0]
-        single = build(cls, audio, layer=n)
-        single.load_state_dict(full.state_dict(), strict=False)
-        torch.testing.assert_close(single(*batch)[0], wanted, atol=1e-5, rtol=1e-5)
+        single = build(cls, audio, **changes, layer=n)
+        torch.testing.assert_close(single(*batch)[0], states[n], atol=1e-4, rtol=1e-4)
+        weighted.choice.weights[:] = -100.0
+        weighted.choice.weights[n] = 100.0
+        torch.testing.assert_close(weighted(*batch)[0], states[n], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("cls", LAYERED, ids=lambda c: c.__name__)
@@ -142,7 +152,8 @@ def test_spec_augment_masks_while_training_only(cls, audio: AudioSpec):
     encoder, plain = build(cls, audio, spec_augment=SpecAugment(2, 20, 2, 0.2)), build(cls, audio)
     batch = noise(audio, 1.0)
     assert torch.equal(encoder(*batch)[0], plain(*batch)[0])
-    assert not torch.allclose(encoder.train()(*batch)[0], plain(*batch)[0])
+    encoder.spec_augment.train()
+    assert not torch.allclose(encoder(*batch)[0], plain(*batch)[0])
 
 
 def test_whisper_hears_thirty_seconds_at_most(audio: AudioSpec):
@@ -167,7 +178,7 @@ def test_whisper_is_hugging_faces_on_thirty_seconds(audio: AudioSpec, tmp_path):
 
 
 def compare_whisper(whisper, source: str, audio: AudioSpec) -> tuple[float, float]:
-    """Asserts equality on 30 s; returns the mean and the smallest cosine for 3 s against the same padded to 30 s."""
+    """Asserts equality on 30 s; returns the mean and the 5 % quantile of the cosines of 3 s with the same in 30 s."""
     encoder, extractor = WhisperEncoder(audio, source).eval(), WhisperFeatureExtractor()
     long = np.resize(real_speech(10.0), 480000)
     wanted = whisper.model.encoder(torch.from_numpy(extractor(long, sampling_rate=16000)["input_features"]))

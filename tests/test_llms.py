@@ -129,6 +129,20 @@ def test_prefix_mask_against_an_explicit_reference(attention, bidirectional):
             torch.testing.assert_close(seen["out"][b, i], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bidirectional", [True, False])
+@torch.no_grad()
+def test_what_the_mask_forbids_is_not_seen_and_what_it_allows_is(llm, bidirectional):
+    """Each input is changed in turn: exactly the outputs that may see it change (four positions: inside any window)."""
+    mask = prefix_lm_mask(torch.tensor([2]), torch.tensor([4]), 4, bidirectional)
+    embeddings, positions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3)), torch.arange(4)[None]
+    before, _ = llm(embeddings, mask, positions)
+    for i in range(4):
+        changed = embeddings.clone()
+        changed[:, i] *= -1
+        moved = (llm(changed, mask, positions)[0] - before).abs().amax(-1)[0] > 1e-5
+        assert moved.tolist() == mask[0, 0, :, i].tolist()
+
+
 def save_pretrained(folder: Path, family: str, **special: str) -> str:
     torch.manual_seed(1)
     fields = dict(FAMILIES[family])
@@ -175,9 +189,20 @@ def test_a_family_that_is_not_known_well_enough_is_refused(tmp_path):
         HuggingFaceLLM(str(folder))
 
 
+def test_a_family_that_masks_by_itself_is_refused(tmp_path):
+    config = AutoConfig.for_model(
+        "gpt_neo", vocab_size=259, hidden_size=32, num_layers=1, num_heads=2, attention_types=[[["global"], 1]]
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer(), eos_token="<eos>").save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="by itself: no prefix LM"):
+        HuggingFaceLLM(str(tmp_path), attention="eager")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"special_tokens": {"eos": "x"}}, "special_tokens: belong to"),
         ({}, "exactly one of source"),
         ({"source": "x", "config": {"model_type": "llama"}}, "exactly one of source"),
         ({"config": {"hidden_size": 32}}, "model_type"),
@@ -224,3 +249,5 @@ def test_a_lora_target_that_matches_nothing_is_an_error():
     pytest.importorskip("peft", reason="peft is not installed")
     with pytest.raises(UserError, match="q_prj matches no"):
         HuggingFaceLLM(config=FAMILIES["llama"], lora=LoraSettings(targets=["v_proj", "q_prj"]))
+    with pytest.raises(UserError, match="proj matches no"):
+        HuggingFaceLLM(config=FAMILIES["llama"], lora=LoraSettings(targets=["proj"]))

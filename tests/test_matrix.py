@@ -31,12 +31,29 @@ def part(cls: type, arguments: dict) -> dict:
     ids=lambda c: c.__name__,
 )
 def test_trains_generates_and_reloads(encoder, llm, decoder, batch, tmp_path):
-    torch.manual_seed(0)
-    config = {
-        "audio": {"n_mels": 20, "log_floor": 1e-3},
+    slots = {
         "encoder": part(encoder, ENCODERS[encoder.__name__]),
         "llm": part(llm, LLMS[llm.__name__]),
         "decoder": part(decoder, {"reduction_factor": 4}),
+    }
+    train_generate_and_reload(slots, batch, tmp_path)
+
+
+def test_low_rank_adapters_too(batch, tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed")
+    slots = {
+        "encoder": part(ENCODER_CLASSES[0], ENCODERS[ENCODER_CLASSES[0].__name__]),
+        "llm": part(llms.HuggingFaceLLM, {**LLMS["HuggingFaceLLM"], "lora": {"rank": 2}}),
+        "decoder": part(DECODER_CLASSES[0], {"reduction_factor": 4}),
+    }
+    train_generate_and_reload(slots, batch, tmp_path)
+
+
+def train_generate_and_reload(slots: dict[str, dict], batch, tmp_path) -> None:
+    torch.manual_seed(0)
+    config = {
+        "audio": {"n_mels": 20, "log_floor": 1e-3},
+        **slots,
         "vocoder": {"class_path": "lit_spectron.vocoders.GriffinLim", "init_args": {"iterations": 2}},
         "prefix_attention": "bidirectional",
         "projection": {"downsampling": 2},

@@ -72,12 +72,15 @@ def test_parts_have_rates_and_starts_of_their_own(tiny_model):
         name = names[key]
         expected = 1e-4 if name.startswith("llm.") else 2e-3 if name.endswith(".bias") else 1e-3
         assert group["initial_lr"] == expected, name
-    rates = []
-    for _ in range(8):
-        rates.append(grouped[id(model.llm.network.model.norm.weight)]["lr"])
+    late, early = (grouped[id(p)] for p in (model.llm.network.model.norm.weight, model.projection.map.weight))
+    shares = []
+    for _ in range(20):
+        shares.append((late["lr"] / 1e-4, early["lr"] / 1e-3))
         optimizer.step()
         schedule.step()
-    assert rates[:5] == [0.0] * 5 and rates[5] == pytest.approx(5e-5) and rates[6] == pytest.approx(1e-4)
+    assert [a for a, _ in shares[:5]] == [0.0] * 5
+    assert shares[5][0] == pytest.approx(shares[5][1] / 2)  # the first of two steps of warm-up
+    assert all(a == pytest.approx(b) for a, b in shares[6:])  # then the common cosine, without a jump
 
 
 def test_freezing_by_pattern(tiny_model):

@@ -1,6 +1,4 @@
-import importlib
 import inspect
-import pkgutil
 import shutil
 import subprocess
 import sys
@@ -22,18 +20,13 @@ from lit_spectron.module import LitSpectron
 from lit_spectron.optim import build_optimizer
 from lit_spectron.pipeline import SpectronPipeline
 from lit_spectron.vocoders import GriffinLim, HifiGan, Vocoder, Vocos
+from tests.discovery import implementations
 
 ROOT = Path(__file__).parents[1]
 EXTRA = {HifiGan: "speechbrain", Vocos: "vocos"}
 
 
-def implementations() -> list[type[Vocoder]]:
-    """Every vocoder of the package that is not abstract."""
-    names = [module.name for module in pkgutil.iter_modules(lit_spectron.vocoders.__path__, "lit_spectron.vocoders.")]
-    found = {
-        value for name in names for value in vars(importlib.import_module(name)).values() if inspect.isclass(value)
-    }
-    return sorted((c for c in found if issubclass(c, Vocoder) and not inspect.isabstract(c)), key=lambda c: c.__name__)
+IMPLEMENTATIONS = implementations(lit_spectron.vocoders, Vocoder)
 
 
 def build(implementation: type[Vocoder], source: str | None = None, audio: AudioSpec | None = None) -> Vocoder:
@@ -62,10 +55,10 @@ def at_rate(speech: torch.Tensor, rate: int) -> torch.Tensor:
 
 
 def test_there_are_vocoders():
-    assert set(implementations()) >= {GriffinLim, HifiGan, Vocos}
+    assert set(IMPLEMENTATIONS) >= {GriffinLim, HifiGan, Vocos}
 
 
-@pytest.mark.parametrize("implementation", implementations(), ids=lambda c: c.__name__)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda c: c.__name__)
 def test_contract(implementation: type[Vocoder], speech):
     vocoder = build(implementation)
     audio = vocoder.audio
@@ -88,7 +81,7 @@ def test_contract(implementation: type[Vocoder], speech):
     assert not vocoder(log_mel.requires_grad_(), frames).requires_grad
 
 
-@pytest.mark.parametrize("implementation", implementations(), ids=lambda c: c.__name__)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda c: c.__name__)
 def test_any_prediction_is_survived(implementation: type[Vocoder]):
     vocoder = build(implementation)
     for value in (vocoder.audio.log_mel_floor, 1e4):

@@ -78,7 +78,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
         for length in lengths.unique().tolist():
             rows = lengths == length
             part = self._encode(waveform[rows, :length], None)
-            features[rows] = F.pad(part, (0, 0, 0, size - part.shape[1]))
+            features[rows] = F.pad(part, (0, 0, 0, size - part.shape[1])).to(features.dtype)
         return features, feature_lengths
 
     def _encode(self, waveform: Tensor, mask: Tensor | None) -> Tensor:

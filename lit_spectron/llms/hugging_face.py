@@ -36,8 +36,9 @@ class LoraSettings:
 class HuggingFaceLLM(CausalLM):
     """Any ``AutoModelForCausalLM`` with a ``tokenizer.json``: Llama, Qwen, Gemma, GPT-2, SmolLM2, ... are tried.
 
-    At loading, logits through embeddings and explicit masks are compared with the model's own; a family that does more
-    between embedding and logits than is known here is refused rather than used wrongly.
+    At loading, logits through embeddings and explicit masks are compared with the model's own, and a bidirectional mask
+    is tried; a family that does more between embedding and logits than is known here, or masks by itself, is refused
+    rather than used wrongly.
 
     Special tokens: eos is the tokenizer's; sos its bos, or eos where it has none; pad its pad, or eos.
 
@@ -60,6 +61,8 @@ class HuggingFaceLLM(CausalLM):
         attention: Attention = "sdpa",
         lora: LoraSettings | None = None,
     ):
+        if special_tokens is not None and tokenizer is None:
+            raise UserError("model.llm.special_tokens: belong to model.llm.tokenizer, which is not given")
         network = load_model(AutoModelForCausalLM, "llm", source, config)
         if source is not None and tokenizer is None:
             words = pretrained_tokenizer(source)
@@ -85,7 +88,15 @@ class HuggingFaceLLM(CausalLM):
         self.network.eval()
         hidden, _ = self(self.embed(tokens), mask, torch.arange(int(length))[None])
         ours, own = self.logits(hidden), self.network(tokens).logits
+        changed = self.embed(tokens)
+        everything = torch.ones_like(mask)
+        before, _ = self(changed, everything, torch.arange(int(length))[None])
+        changed[:, -1] *= -1
+        after, _ = self(changed, everything, torch.arange(int(length))[None])
         self.network.train()
+        if torch.allclose(before[:, 0], after[:, 0], atol=1e-6, rtol=1e-6):
+            kind = self.network.config.model_type
+            raise UserError(f"model.llm.source: {source}: a {kind} masks what follows by itself: no prefix LM")
         if not torch.allclose(ours, own, atol=1e-3 * float(own.abs().max())):
             raise UserError(
                 f"model.llm.source: {source}: a {self.network.config.model_type} does more between embeddings and "
@@ -132,7 +143,7 @@ def add_lora(network: PreTrainedModel, settings: LoraSettings) -> None:
     # GPT-2's linear layers are called Conv1D.
     linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear) or type(m).__name__ == "Conv1D"]
     for target in settings.targets or []:
-        if not any(name.endswith(target) for name in linear):
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
             raise UserError(f"model.llm.lora.targets: {target} matches no linear layer")
     inject_adapter_in_model(
         LoraConfig(
