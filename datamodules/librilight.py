@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from datamodules.batching import Collate, LengthBatchSampler, UtteranceDataset
 from datamodules.manifest import Utterance, read_cuts, read_folders, split_by_speaker
+from lit_spectron.audio import SHORTEST_PROMPT_SECONDS
 from lit_spectron.errors import UserError
 from lit_spectron.types import SpeechBatch
 
@@ -61,8 +62,10 @@ class LibriLightDataModule(L.LightningDataModule):
         max_skipped_share: float = 0.01,
     ):
         super().__init__()
-        if min(prompt_seconds, min_continuation_seconds, batch_size) <= 0:
-            raise UserError("data: prompt_seconds, min_continuation_seconds and batch_size must be positive")
+        if prompt_seconds < SHORTEST_PROMPT_SECONDS:
+            raise UserError(f"data.prompt_seconds: must be at least {SHORTEST_PROMPT_SECONDS}, got {prompt_seconds}")
+        if min(min_continuation_seconds, batch_size) <= 0:
+            raise UserError("data: min_continuation_seconds and batch_size must be positive")
         if min(val_share, test_share) < 0 or val_share + test_share >= 1:
             raise UserError("data: needs val_share >= 0, test_share >= 0 and val_share + test_share < 1")
         self.root = Path(root)

@@ -14,6 +14,7 @@ from transformers.audio_utils import mel_filter_bank
 from lit_spectron.errors import UserError
 from lit_spectron.masking import lengths_to_mask
 
+SHORTEST_PROMPT_SECONDS = 0.1  # shorter ones hold no feature of some encoders
 
 @dataclass(frozen=True)
 class AudioSpec:

@@ -9,7 +9,7 @@ import jsonargparse
 import torch
 from torch import Tensor
 
-from lit_spectron.audio import AudioSpec
+from lit_spectron.audio import SHORTEST_PROMPT_SECONDS, AudioSpec
 from lit_spectron.audio_files import find_audio, read_audio
 from lit_spectron.checkpoint import read_checkpoint, rebuilt_config
 from lit_spectron.errors import UserError
@@ -19,7 +19,6 @@ from lit_spectron.outputs import write_continuation
 from lit_spectron.types import Generation
 from lit_spectron.vocoders import Vocoder
 
-SHORTEST_PROMPT_SECONDS = 0.1  # shorter ones hold no feature of some encoders
 MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention", "projection")
 
 

@@ -14,12 +14,14 @@ is Libri-Light's layout with Libriheavy-style cuts.
 import argparse
 import gzip
 import json
+import multiprocessing
 import random
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +90,14 @@ def segments(words: list[Word], end_seconds: float) -> Iterator[tuple[float, flo
 
 
 def make_real(arguments: argparse.Namespace) -> None:
-    from transformers import pipeline
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer, pipeline
 
-    recognize = pipeline("automatic-speech-recognition", arguments.recognizer, dtype=torch.float32, device="cpu")
+    recognize = pipeline(
+        "automatic-speech-recognition",
+        WhisperForConditionalGeneration.from_pretrained(arguments.recognizer, dtype=torch.float32),
+        tokenizer=WhisperTokenizer.from_pretrained(arguments.recognizer),
+        feature_extractor=WhisperFeatureExtractor.from_pretrained(arguments.recognizer),
+    )
     arguments.out.mkdir(parents=True, exist_ok=True)
     link = arguments.out / "real"
     if not link.exists():
@@ -155,7 +162,7 @@ def write_lines(model_name: str, count: int, seed: int) -> list[str]:
 
 
 def say(text: str, chooser: random.Random) -> tuple[str, np.ndarray]:
-    """Speaks a sentence; the speaker's name and samples at `RATE_HZ`."""
+    """Speaks a line; the voice's name and samples at `RATE_HZ`."""
     tract = chooser.uniform(0.87, 1.18)  # above 1: a shorter vocal tract, a higher voice
     with tempfile.NamedTemporaryFile(suffix=".wav") as file:
         if chooser.random() < 0.8:
@@ -178,25 +185,30 @@ def say(text: str, chooser: random.Random) -> tuple[str, np.ndarray]:
 
 
 def make_synthetic(arguments: argparse.Namespace) -> None:
+    """Writes the lines, or takes up those that are in the folder, and speaks them in as many processes as asked for."""
     texts = arguments.out / "lines.txt"
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not texts.is_file():
         lines = write_lines(arguments.llm, arguments.lines, arguments.seed)
         texts.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    chooser, cuts, unsuitable = random.Random(arguments.seed), [], 0
     spoken = [line for line in texts.read_text(encoding="utf-8").splitlines() for _ in range(arguments.voices)]
-    for index, text in enumerate(spoken):
-        voice, samples = say(text, chooser)
-        seconds = len(samples) / RATE_HZ
-        if not PROMPT_SECONDS + CONTINUATION_SECONDS[0] <= seconds <= PROMPT_SECONDS + CONTINUATION_SECONDS[1]:
-            unsuitable += 1
-            continue
-        path = Path("synthetic") / voice / f"{index:06}.flac"
-        (arguments.out / path).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(arguments.out / path, samples, RATE_HZ, subtype="PCM_16")
-        cuts.append(cut(Utterance(f"synthetic/{index:06}", path, 0.0, seconds - 0.001, voice, ""), text, None))
-    print(f"{unsuitable} lines were too short or too long when spoken")
-    write_cuts(arguments.out / "synthetic.jsonl.gz", cuts)
+    with multiprocessing.Pool(arguments.jobs) as pool:
+        cuts = pool.starmap(partial(speak_line, arguments.out, arguments.seed), enumerate(spoken), chunksize=16)
+    suitable = [c for c in cuts if c is not None]
+    print(f"{len(cuts) - len(suitable)} of {len(cuts)} were too short or too long when spoken")
+    write_cuts(arguments.out / "synthetic.jsonl.gz", suitable)
+
+
+def speak_line(out: Path, seed: int, index: int, text: str) -> dict | None:
+    """The cut of a line that was spoken into a file; None if it is too short or too long."""
+    voice, samples = say(text, random.Random(f"{seed} {index}"))
+    seconds = len(samples) / RATE_HZ
+    if not PROMPT_SECONDS + CONTINUATION_SECONDS[0] <= seconds <= PROMPT_SECONDS + CONTINUATION_SECONDS[1]:
+        return None
+    path = Path("synthetic") / voice / f"{index:06}.flac"
+    (out / path).parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(out / path, samples, RATE_HZ, subtype="PCM_16")
+    return cut(Utterance(f"synthetic/{index:06}", path, 0.0, seconds - 0.001, voice, ""), text, None)
 
 
 def join(arguments: argparse.Namespace) -> None:
@@ -221,6 +233,7 @@ def main() -> None:
     synthetic.add_argument("--lines", type=int, default=2500, help="how many to write")
     synthetic.add_argument("--voices", type=int, default=3, help="how often, in different voices, each is said")
     synthetic.add_argument("--seed", type=int, default=0, help="of texts and voices")
+    synthetic.add_argument("--jobs", type=int, default=2, help="processes that speak")
     synthetic.set_defaults(run=make_synthetic)
     joined = commands.add_parser("join")
     joined.add_argument("--repeat_real", type=int, default=1, help="how often each real segment occurs in an epoch")

@@ -270,7 +270,7 @@ def test_a_missing_root_is_named(tmp_path):
         data_module(tmp_path / "nowhere").setup("fit")
 
 
-@pytest.mark.parametrize("change", [{"prompt_seconds": 0.0}, {"batch_size": 0}])
+@pytest.mark.parametrize("change", [{"prompt_seconds": 0.05}, {"batch_size": 0}])
 def test_bad_settings_are_refused(corpus, change):
     with pytest.raises(UserError, match=next(iter(change))):
         data_module(corpus, **change)
