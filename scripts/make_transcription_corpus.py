@@ -135,7 +135,7 @@ def make_real(arguments: argparse.Namespace) -> None:
 
 @torch.inference_mode()
 def write_lines(model_name: str, count: int, seed: int) -> list[str]:
-    """Distinct stretches of 8 to 13 words of what the LLM makes up: begun and ended anywhere, as cut prompts are."""
+    """Distinct stretches of 11 to 17 words of what the LLM makes up: begun and ended anywhere, as cut prompts are."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(seed)
@@ -152,8 +152,8 @@ def write_lines(model_name: str, count: int, seed: int) -> list[str]:
         tokens = model.generate(**inputs, max_new_tokens=160, do_sample=True, temperature=1.0, top_p=0.95)
         for text in tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True):
             words = plain(text).split()
-            while len(words) >= 13:
-                size = chooser.randint(8, 13)
+            while len(words) >= 17:
+                size = chooser.randint(11, 17)
                 if not any(word.isdigit() for word in words[:size]):
                     found[" ".join(words[:size])] = None
                 words = words[size:]
