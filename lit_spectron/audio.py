@@ -16,6 +16,7 @@ from lit_spectron.masking import lengths_to_mask
 
 SHORTEST_PROMPT_SECONDS = 0.1  # shorter ones hold no feature of some encoders
 
+
 @dataclass(frozen=True)
 class AudioSpec:
     """The one audio geometry of a model; every part that touches audio is built from it.

@@ -144,25 +144,6 @@ class SpectronModel(nn.Module):
             frame_mask=frame_mask,
         )
 
-    def alignment_loss(self, batch: SpeechBatch) -> Tensor:
-        """CTC of whole utterances' prefixes against their transcripts, by the LLM's output layer; eos is the blank.
-
-        The LLM's layers don't run, so a step costs a fraction of a whole one. Where input and output embeddings are
-        tied, the prefix comes to hold what the LLM would be given if the words were written.
-
-        Source: Graves et al. 2006, for the prefix of a speech LLM.
-        """
-        prefix, lengths = self.encode_prompt(batch.waveform, batch.lengths)
-        log_probabilities = self.llm.logits(prefix).float().log_softmax(-1)
-        return F.ctc_loss(
-            log_probabilities.transpose(0, 1),
-            batch.tokens,
-            lengths,
-            batch.token_lengths,
-            blank=self.llm.tokenizer.eos_id,
-            zero_infinity=True,
-        )
-
 
 def split_waveform(waveform: Tensor, lengths: Tensor, prompt_samples: Tensor) -> tuple[Tensor, Tensor]:
     """(B, T) split at each sample's ``prompt_samples`` into prompts and continuations, zero-padded on the right."""

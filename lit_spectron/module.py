@@ -58,8 +58,6 @@ class LitSpectron(L.LightningModule):
         generated_utterances: Utterances of each validation round that are decoded free-running; -1 for all. Tests
             decode all.
         statistics_batches: Training batches from which the mel statistics are taken.
-        alignment_steps: Steps at the start that train encoder and projection alone, so that the prefix comes to spell
-            what was said (`SpectronModel.alignment_loss`); the text of the whole utterance must be spoken in it.
     """
 
     def __init__(
@@ -76,7 +74,6 @@ class LitSpectron(L.LightningModule):
         generation: GenerationSettings = GenerationSettings(),
         generated_utterances: int = 32,
         statistics_batches: int = 16,
-        alignment_steps: int = 0,
     ):
         super().__init__()
         self.model = SpectronModel(audio, encoder, llm, decoder, prefix_attention, projection)
@@ -87,7 +84,6 @@ class LitSpectron(L.LightningModule):
         self.generation = generation
         self.generated_utterances = generated_utterances
         self.statistics_batches = statistics_batches
-        self.alignment_steps = alignment_steps
         self.config: dict[str, Any] = {}
         self._generated = 0
 
@@ -128,17 +124,7 @@ class LitSpectron(L.LightningModule):
     def training_step(self, batch: SpeechBatch, batch_index: int) -> Tensor | None:
         if not len(batch):  # every utterance of it was unreadable: counted and reported by the data module
             return None
-        if self.global_step < self.alignment_steps:
-            return self._alignment_loss(batch)
         return self._losses(batch, "train")
-
-    def _alignment_loss(self, batch: SpeechBatch) -> Tensor:
-        loss = self.model.alignment_loss(batch)
-        # `self.log` would repeat the last value in every row of the epoch after these steps have ended.
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            for logger in self.loggers:
-                logger.log_metrics({"train/loss_alignment": loss.item()}, self.global_step)
-        return loss
 
     def on_before_optimizer_step(self, optimizer) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]

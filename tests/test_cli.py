@@ -155,13 +155,11 @@ def run_folder(tmp_path_factory) -> Path:
         "model.generated_utterances": 2,
         "model.generation.max_speech_seconds": 0.5,
         "model.statistics_batches": 2,
-        "model.alignment_steps": 1,
         "data.prompt_seconds": 1.4,
         "data.batch_size": 2,
         "trainer.max_steps": 2,
         "trainer.val_check_interval": 2,
         "trainer.limit_val_batches": 1,
-        "trainer.log_every_n_steps": 1,
         "trainer.accelerator": "cpu",
         "trainer.logger.init_args.save_dir": runs,
     }
@@ -183,9 +181,6 @@ def test_fit_leaves_a_run(run_folder):
         header.split(",")
     )
     assert rows and not list(run_folder.rglob("*.part"))
-    steps = [dict(zip(header.split(","), row.split(","), strict=True)) for row in rows]
-    assert [row["step"] for row in steps if row["train/loss_alignment"]] == ["0"]
-    assert [row["step"] for row in steps if row["train/loss_text"]] == ["1"]
     assert list(run_folder.glob("events.out.tfevents*"))
     assert (run_folder / "checkpoints/last.ckpt").is_file() and (run_folder / "checkpoints/best.ckpt").is_file()
 

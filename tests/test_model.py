@@ -1,6 +1,5 @@
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -73,37 +72,6 @@ def test_neighbours_change_no_frame(tiny_model, batch):
         frames = int(alone.frame_mask.sum())
         assert output.frame_mask[i].sum() == frames
         torch.testing.assert_close(output.frames[i, :frames], alone.frames[0, :frames], atol=1e-4, rtol=0)
-
-
-def total_probability(probabilities: np.ndarray, labels: list[int], blank: int) -> float:
-    """Of all paths (T, V) that spell the labels once repetitions and then blanks are dropped."""
-    states = [blank, *(symbol for label in labels for symbol in (label, blank))]
-    share = np.zeros(len(states) + 2)  # two before the first, never reached
-    share[2:4] = probabilities[0][states[:2]]
-    for row in probabilities[1:]:
-        before = share.copy()
-        for i, symbol in enumerate(states):
-            skips = i > 1 and symbol not in (blank, states[i - 2])
-            share[i + 2] = row[symbol] * (before[i + 2] + before[i + 1] + skips * before[i])
-    return share[-2:].sum()
-
-
-def test_alignment_loss(tiny_model, batch):
-    """CTC against NumPy, padding or not; a step of it trains encoder and projection."""
-    model, both = tiny_model(), batch((1.0, 1.6), 0.5, ("aab", "ca"))
-    blank, expected = model.llm.tokenizer.eos_id, []
-    with torch.no_grad():
-        prefix, lengths = model.encode_prompt(both.waveform, both.lengths)
-        probabilities = model.llm.logits(prefix).double().softmax(-1).numpy()
-    for i, (size, count) in enumerate(zip(lengths.tolist(), both.token_lengths.tolist(), strict=True)):
-        labels = both.tokens[i, :count].tolist()
-        expected.append(-np.log(total_probability(probabilities[i, :size], labels, blank)) / count)
-    loss = model.alignment_loss(with_garbage(both, 3000, 5))
-    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-5)
-    loss.backward()
-    for part in (model.encoder, model.projection):
-        assert sum(p.grad.abs().sum() for p in part.parameters() if p.grad is not None) > 0
-    assert all(p.grad is None for p in model.decoder.parameters())
 
 
 def test_every_parameter_learns(tiny_model, batch):
