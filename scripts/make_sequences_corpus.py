@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Makes (or checks) the synthetic "call and answer" speech corpus in data/sequences.
+"""Makes the synthetic "call and answer" speech corpus in data/sequences.
 
 Two well-known sequences are told in turn: a speaker says a word of each (the call, "Monday, March") and then goes on
 with both (the answer, "Tuesday, April, Wednesday"). The call determines the answer, and there are hundreds of calls, so
 a spoken language model has to hear the words, and can be asked to continue texts, and voices, that it was never trained
 on. The layout is Libri-Light's, the manifests are Libriheavy's (one gzipped JSON cut per line).
 
-    python scripts/make_sequences_corpus.py --output data/sequences            # synthesise everything
-    python scripts/make_sequences_corpus.py --output data/sequences --check    # re-read it and assert every promise
+    python scripts/make_sequences_corpus.py --output data/sequences     # synthesise everything
+    python scripts/check_sequences_corpus.py --output data/sequences    # re-read it and assert every promise
 
 Needs the shared libraries of flite and eSpeak NG; on Debian or Ubuntu:
 
@@ -17,7 +17,6 @@ Needs the shared libraries of flite and eSpeak NG; on Debian or Ubuntu:
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gzip
 import json
 import random
@@ -27,25 +26,21 @@ import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import soundfile
 import soxr
+from speech_engines import FRAME_SECONDS, Voice, active_frames, engine
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 SAMPLE_RATE = 16000
 CALL_SECONDS = 1.5  # the call, and nothing but the call, fills this much of every utterance
 CALL_SPEECH_SECONDS = 1.35  # the call's speech is made to fit into this
 ANSWER_SPEECH_SECONDS = 2.1
-PAUSE_SECONDS = 0.12  # what is left of the silence between two words of a phrase
 GAP_SECONDS = 0.3  # silence between two utterances of one file
 GRID = 160  # utterances begin and end on multiples of 10 ms, so that their times are exact in decimals
 LEVEL_DB = -24.0  # RMS of the active speech of an utterance, relative to full scale
-FRAME_SECONDS = 0.005
-SILENCE_DB = -40.0  # a frame is silent where its peak lies this far below the phrase's peak
 OPUS_COMPRESSION = 0.93  # of libsndfile, 0 to 1: about 19 kbit/s
 SEEK_ERROR = 3e-3  # between a stretch that is sought out and the same of the whole file: Opus decoders settle in
 QUIET = 3e-3  # Opus leaves so much in digital silence
@@ -69,20 +64,6 @@ FAMILIES = {
     "winds": "north east south west",
     "medals": "gold silver bronze",
 }
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A speaker: which engine says it, how fast, and in which split it is heard."""
-
-    name: str
-    engine: str  # "flite" or "espeak"
-    model: str  # the engine's own name of the voice
-    pace: float  # duration stretch (flite) or words per minute (eSpeak NG)
-    unseen: str | None = None  # the only split of a voice that training never hears
-    raised: float = 1.0  # played this much faster (and synthesised as much slower): higher pitch, shorter vocal tract
-    pitch: int = 50  # eSpeak NG's own, 0 to 99
-    pause: float = PAUSE_SECONDS  # silence that is left between two words of a phrase
 
 
 VOICES = (
@@ -158,10 +139,6 @@ class Recording:
         return f"{SUBSET}/{self.voice.name}/{self.book}/{self.book}_0000"
 
 
-def fail(message: str) -> NoReturn:
-    sys.exit(f"make_sequences_corpus: {message}")
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Texts and splits
 
@@ -200,157 +177,7 @@ def plan_recordings() -> list[Recording]:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Engines. Each returns (samples, sample rate, word times). Words are joined by commas: said as a list, they are far
-# easier to understand; the pauses this makes are cut short afterwards.
-
-RawPhrase = tuple[np.ndarray, float, list[tuple[float, float]]]
-
-
-def load_library(name: str, package: str) -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        fail(f"cannot load {name}: install {package} (Debian, Ubuntu: apt-get install {package})")
-
-
-class FliteWave(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_char_p),
-        ("sample_rate", ctypes.c_int),
-        ("num_samples", ctypes.c_int),
-        ("num_channels", ctypes.c_int),
-        ("samples", ctypes.POINTER(ctypes.c_short)),
-    ]
-
-
-class FliteVoice(ctypes.Structure):
-    _fields_ = [("name", ctypes.c_char_p), ("features", ctypes.c_void_p)]
-
-
-class Flite:
-    """CMU flite. Word times come from its Token and Segment relations: ends of the first and last phones."""
-
-    def __init__(self) -> None:
-        self.library = load_library("libflite.so.1", "flite")
-        pointer, text = ctypes.c_void_p, ctypes.c_char_p
-        signatures = {
-            "flite_synth_text": (pointer, [text, pointer]),
-            "utt_wave": (ctypes.POINTER(FliteWave), [pointer]),
-            "utt_relation": (pointer, [pointer, text]),
-            "relation_head": (pointer, [pointer]),
-            "item_next": (pointer, [pointer]),
-            "ffeature_float": (ctypes.c_float, [pointer, text]),
-            "feat_set_float": (None, [pointer, text, ctypes.c_float]),
-            "delete_utterance": (None, [pointer]),
-        }
-        for name, (result, arguments) in signatures.items():
-            function = getattr(self.library, name)
-            function.restype, function.argtypes = result, arguments
-        self.library.flite_init()
-        self.voices: dict[str, ctypes.c_void_p] = {}
-
-    def voice(self, model: str) -> ctypes._Pointer:
-        if model not in self.voices:
-            library = load_library(f"libflite_cmu_us_{model}.so.1", "flite")
-            register = getattr(library, f"register_cmu_us_{model}")
-            register.restype, register.argtypes = ctypes.POINTER(FliteVoice), [ctypes.c_char_p]
-            self.voices[model] = register(None)
-        return self.voices[model]
-
-    def __call__(self, words: tuple[str, ...], voice: Voice, pace: float) -> RawPhrase:
-        loaded = self.voice(voice.model)
-        self.library.feat_set_float(loaded.contents.features, b"duration_stretch", pace)
-        utterance = self.library.flite_synth_text(", ".join(words).encode(), ctypes.cast(loaded, ctypes.c_void_p))
-        wave = self.library.utt_wave(utterance).contents
-        samples = np.ctypeslib.as_array(wave.samples, (wave.num_samples,)).astype(np.float64) / 32768
-        rate = wave.sample_rate
-        times = []
-        token = self.library.relation_head(self.library.utt_relation(utterance, b"Token"))
-        while token:
-            start = b"daughter1.R:SylStructure.daughter1.daughter1.R:Segment.p.end"
-            end = b"daughtern.R:SylStructure.daughtern.daughtern.R:Segment.end"
-            times.append((self.library.ffeature_float(token, start), self.library.ffeature_float(token, end)))
-            token = self.library.item_next(token)
-        self.library.delete_utterance(utterance)
-        return samples, rate, times
-
-
-class EspeakEvent(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", ctypes.c_char * 8),
-    ]
-
-
-ESPEAK_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(EspeakEvent)
-)
-
-
-class Espeak:
-    """eSpeak NG. Word starts are the samples of its WORD events; a word ends where the sound before the next does."""
-
-    SYNCHRONOUS, RATE_PARAMETER, PITCH_PARAMETER, UTF8, WORD_EVENT = 2, 1, 3, 1, 1
-
-    def __init__(self) -> None:
-        self.library = load_library("libespeak-ng.so.1", "espeak-ng")
-        self.sample_rate = self.library.espeak_Initialize(self.SYNCHRONOUS, 0, None, 0)
-        if self.sample_rate <= 0:
-            fail("eSpeak NG does not start: install espeak-ng-data")
-        self.audio: list[np.ndarray] = []
-        self.word_starts: list[int] = []
-        self.callback = ESPEAK_CALLBACK(self.receive)  # kept, so that it is not collected while the engine holds it
-        self.library.espeak_SetSynthCallback(self.callback)
-
-    def receive(self, wave: ctypes._Pointer, count: int, events: ctypes._Pointer) -> int:
-        if wave and count > 0:
-            self.audio.append(np.ctypeslib.as_array(wave, (count,)).copy())
-        number = 0
-        while events[number].type != 0:
-            if events[number].type == self.WORD_EVENT:
-                self.word_starts.append(events[number].sample)
-            number += 1
-        return 0
-
-    def __call__(self, words: tuple[str, ...], voice: Voice, pace: float) -> RawPhrase:
-        if self.library.espeak_SetVoiceByName(voice.model.encode()) != 0:
-            fail(f"eSpeak NG has no voice {voice.model}: install espeak-ng-data")
-        self.audio, self.word_starts = [], []
-        self.library.espeak_SetParameter(self.RATE_PARAMETER, round(pace), 0)
-        self.library.espeak_SetParameter(self.PITCH_PARAMETER, voice.pitch, 0)
-        text = ", ".join(words).encode() + b"\0"
-        self.library.espeak_Synth(text, ctypes.c_size_t(len(text)), 0, 1, 0, self.UTF8, None, None)
-        self.library.espeak_Synchronize()
-        samples = np.concatenate(self.audio).astype(np.float64) / 32768
-        starts = [sample / self.sample_rate for sample in self.word_starts]
-        limits = [*starts[1:], len(samples) / self.sample_rate]
-        loud = np.flatnonzero(active_frames(samples, self.sample_rate)) * FRAME_SECONDS
-        # The frame into which the next word's start falls, and the one before it, may hold some of that word.
-        ends = [float(loud[loud < limit - 2 * FRAME_SECONDS][-1]) + FRAME_SECONDS for limit in limits]
-        ends = [limit if limit - end < 4 * FRAME_SECONDS else end for end, limit in zip(ends, limits, strict=True)]
-        return samples, self.sample_rate, list(zip(starts, ends, strict=True))
-
-
-@cache
-def engine(name: str) -> Flite | Espeak:
-    return {"flite": Flite, "espeak": Espeak}[name]()
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # From an engine's output to an utterance
-
-
-def active_frames(samples: np.ndarray, rate: float) -> np.ndarray:
-    """Which frames of FRAME_SECONDS are louder than SILENCE_DB below the peak."""
-    edges = np.round(np.arange(0, len(samples) / rate, FRAME_SECONDS) * rate).astype(int)
-    peaks = np.maximum.reduceat(np.abs(samples), edges[edges < len(samples)])
-    return peaks > peaks.max() * 10 ** (SILENCE_DB / 20)
 
 
 def tighten(samples: np.ndarray, rate: float, times: list[tuple[float, float]], longest_pause: float) -> Phrase:
@@ -515,6 +342,14 @@ def read_manifest(path: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
+def audio_path(output: Path, cut: dict) -> Path:
+    return output / Path(cut["recording"]["sources"][0]["source"]).relative_to(AUDIO_ROOT)
+
+
+def words_of(cut: dict) -> list[str]:
+    return [item[0] for item in cut["supervisions"][0]["alignment"]["word"]]
+
+
 def write_prompts(output: Path, cuts: list[dict]) -> None:
     """The calls of each voice's first PROMPTS cuts as files of their own, to try `generate` with."""
     (output / "prompts").mkdir()
@@ -590,135 +425,10 @@ def make_corpus(output: Path) -> None:
         fresh.rename(output)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Checking
-
-
-def audio_path(output: Path, cut: dict) -> Path:
-    return output / Path(cut["recording"]["sources"][0]["source"]).relative_to(AUDIO_ROOT)
-
-
-def check_texts(cuts: dict[str, list[dict]]) -> None:
-    """Splits are what they promise: no held-out text and no unseen voice in training."""
-    spoken = {split: {tuple(words_of(cut)) for cut in cuts[split]} for split in MANIFESTS}
-    texts = {split: {text.words for text in own} for split, own in split_texts().items()}
-    assert spoken["train"] <= texts["train"] and not texts["train"] & (texts["validation"] | texts["test"])
-    assert not texts["validation"] & texts["test"]
-    voices = {split: {cut["supervisions"][0]["speaker"] for cut in cuts[split]} for split in MANIFESTS}
-    for split in MANIFESTS[1:]:
-        assert spoken[split] == texts[split.removesuffix("_unseen_voice")], split
-        assert split in SPLITS or not voices[split] & voices["train"], split
-    assert voices["train"] == voices["validation"] == voices["test"] == {v.name for v in VOICES if not v.unseen}
-
-
-def words_of(cut: dict) -> list[str]:
-    return [item[0] for item in cut["supervisions"][0]["alignment"]["word"]]
-
-
-def check_cut(output: Path, cut: dict, whole: np.ndarray) -> None:
-    """Reading the cut alone gives the samples of the whole file; words, level and silences are as promised."""
-    supervision, recording = cut["supervisions"][0], cut["recording"]
-    first, count = cut["start"] * SAMPLE_RATE, cut["duration"] * SAMPLE_RATE
-    assert abs(first - round(first)) < 1e-6 and round(first) % GRID == 0 and round(count) % GRID == 0, cut["id"]
-    first, count = round(first), round(count)
-    assert recording["num_samples"] == len(whole) and recording["duration"] == seconds(len(whole))
-    assert first + count <= len(whole) and supervision["duration"] == cut["duration"]
-    samples, _ = soundfile.read(audio_path(output, cut), frames=count, start=first, dtype="float32")
-    assert np.abs(samples - whole[first : first + count]).max() < SEEK_ERROR, f"not exact: {cut['id']}"
-    words = supervision["alignment"]["word"]
-    assert words_of(cut) == supervision["custom"]["texts"][0].split() and len(words) == CALL_WORDS + ANSWER_WORDS
-    spans = [(start, start + length) for _, start, length, _ in words]
-    assert all(length > 0.08 for _, _, length, _ in words), (cut["id"], words)
-    assert all(end <= start + 1e-3 for (_, end), (start, _) in pairwise(spans)), (cut["id"], words)
-    assert spans[0][0] >= 0 and spans[CALL_WORDS - 1][1] <= CALL_SECONDS <= spans[CALL_WORDS][0], (cut["id"], words)
-    assert cut["duration"] - 0.12 < spans[-1][1] < cut["duration"] - 0.04, (cut["id"], words)
-    boundary = round(CALL_SECONDS * SAMPLE_RATE)
-    assert max(abs(samples[boundary - 160 : boundary + 160]).max(), abs(samples[-160:]).max()) < QUIET, cut["id"]
-    loud = [np.flatnonzero(abs(part) > QUIET) for part in (samples[:boundary], samples[boundary:])]
-    phrases = [samples[own[0] + at : own[-1] + at] for own, at in zip(loud, (0, boundary), strict=True)]
-    assert max(map(longest_silence, phrases)) <= 0.3, cut["id"]
-    assert max(abs(phrase).max() for phrase in phrases) < 0.999 and abs(20 * np.log10(level_gain(phrases))) < 0.5, cut[
-        "id"
-    ]
-
-
-def longest_silence(samples: np.ndarray) -> float:
-    runs = "".join("x" if active else " " for active in active_frames(samples, SAMPLE_RATE)).split("x")
-    return max(map(len, runs)) * FRAME_SECONDS
-
-
-def check_tokenizer(path: Path, texts: list[Text]) -> None:
-    tokenizer = Tokenizer.from_file(str(path))
-    assert [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS] == [0, 1, 2]
-    for word in {word for text in texts for word in text.words}:
-        for form in (word, word.lower()):
-            assert len(tokenizer.encode(f" {form}").ids) == len(tokenizer.encode(form).ids) == 1, form
-    samples = [text.transcript for text in texts]
-    samples += [
-        "Any other text, isn't it?  Two spaces;\n\ttabs, naïve café \u4f60\u597d \U0001f600 12.5%!",
-        "",
-        " ",
-        "MONDAY",
-    ]
-    for sample in samples:
-        assert tokenizer.decode(tokenizer.encode(sample).ids) == sample, sample
-        assert not {0, 1, 2} & set(tokenizer.encode(sample).ids)
-    assert sorted(tokenizer.get_vocab().values()) == list(range(tokenizer.get_vocab_size()))
-
-
-def check_files(output: Path, cuts: list[dict]) -> None:
-    """Every audio file is cut up without a rest, and has Libri-Light's JSON file beside it."""
-    spans = defaultdict(list)
-    for cut in cuts:
-        spans[audio_path(output, cut)].append([cut["start"], round(cut["start"] + cut["duration"], 6)])
-    assert set(spans) == set(output.glob(f"{SUBSET}/*/*/*.opus"))
-    for path, own in spans.items():
-        details = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        assert details["voice_activity"] == own and details["speaker"] == path.parts[-3], path
-    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    assert size <= MAXIMUM_BYTES, f"{size} bytes"
-    print(f"{len(spans)} audio files, {size / 1e6:.2f} MB in all")
-
-
-def check_corpus(output: Path) -> None:
-    """Asserts everything that the corpus promises and prints the counts."""
-    if not manifest(output, "train").exists():
-        fail(f"there is no corpus in {output}")
-    cuts = {split: read_manifest(manifest(output, split)) for split in MANIFESTS}
-    everything = [cut for split in MANIFESTS for cut in cuts[split]]
-    assert len({cut["id"] for cut in everything}) == len(everything)
-    check_texts(cuts)
-    audio: dict[Path, np.ndarray] = {}
-    for cut in everything:
-        path = audio_path(output, cut)
-        if path not in audio:
-            audio[path], rate = soundfile.read(path, dtype="float32")
-            assert rate == SAMPLE_RATE and audio[path].ndim == 1 and soundfile.info(path).subtype == "OPUS"
-        check_cut(output, cut, audio[path])
-    check_tokenizer(output / "tokenizer.json", [text for own in split_texts().values() for text in own])
-    check_files(output, everything)
-    print_counts(cuts)
-
-
-def print_counts(cuts: dict[str, list[dict]]) -> None:
-    print("| split | voice | utterances | minutes | mean answer, s |\n|---|---|---:|---:|---:|")
-    for split in MANIFESTS:
-        for voice in VOICES:
-            lengths = [cut["duration"] for cut in cuts[split] if cut["supervisions"][0]["speaker"] == voice.name]
-            if lengths:
-                mean = np.mean(lengths) - CALL_SECONDS
-                print(f"| {split} | {voice.name} | {len(lengths)} | {sum(lengths) / 60:.1f} | {mean:.2f} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("data/sequences"), help="folder of the corpus")
-    parser.add_argument("--check", action="store_true", help="check the corpus in --output instead of making it")
-    arguments = parser.parse_args()
-    if arguments.check:
-        check_corpus(arguments.output)
-    else:
-        make_corpus(arguments.output)
+    make_corpus(parser.parse_args().output)
 
 
 if __name__ == "__main__":
