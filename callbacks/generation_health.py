@@ -1,16 +1,25 @@
 """Signs of speech that never stops or is no speech."""
 
+from torch import Tensor
+
 from callbacks.base import FreeRunningMetric, Ratio
 from lit_spectron.audio import frame_level_db
+from lit_spectron.masking import lengths_to_mask
 from lit_spectron.module import LitSpectron
 from lit_spectron.types import Generation, SpeechBatch
+
+
+def silent_frames(generation: Generation) -> Tensor:
+    """(B,) how many frames of each continuation are silent (`GenerationSettings.silence_db`)."""
+    silent = frame_level_db(generation.log_mel) < generation.silence_level_db[:, None]
+    return (silent & lengths_to_mask(generation.lengths, silent.shape[1])).sum(1)
 
 
 class GenerationHealth(FreeRunningMetric):
     """``stop_rate`` and ``silence_ratio``.
 
     ``stop_rate``: share of continuations that the learned stop ended, not a length limit or a breaker.
-    ``silence_ratio``: share of generated frames that are silent (`GenerationSettings.silence_db`).
+    ``silence_ratio``: share of generated frames that are silent (`silent_frames`).
     """
 
     def __init__(self) -> None:
@@ -18,13 +27,11 @@ class GenerationHealth(FreeRunningMetric):
         self.metrics = {"stop_rate": Ratio(), "silence_ratio": Ratio()}
 
     def update(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
-        level_db = frame_level_db(generation.log_mel)
-        for index, name in enumerate(batch.ids):
-            frames = int(generation.lengths[index])
-            silent = level_db[index, :frames] < generation.silence_level_db[index]
-            self.metrics["silence_ratio"].update(int(silent.sum()), frames)
+        all_silent, all_frames = silent_frames(generation).tolist(), generation.lengths.tolist()
+        for index, (name, silent, frames) in enumerate(zip(batch.ids, all_silent, all_frames, strict=True)):
+            self.metrics["silence_ratio"].update(silent, frames)
             self.metrics["stop_rate"].update(generation.stop_reason[index] == "stop", 1)
             self.rows[name] = {
                 "stop_rate": float(generation.stop_reason[index] == "stop"),
-                "silence_ratio": int(silent.sum()) / frames,
+                "silence_ratio": silent / frames,
             }

@@ -4,10 +4,11 @@
     python scripts/score_speech.py --ckpt runs/NAME/version_N/checkpoints/last.ckpt --recognizer openai/whisper-tiny.en
 
 Three rows go through the same recogniser: the true continuation (the ceiling), the true continuation's log-mel through
-the vocoder (what a perfect decoder would reach), and what the model says. `wer_speech` compares the transcript with the
-words that ought to be heard: for the first two rows the reference's words after the prompt, for the model what it wrote
-after the prompt's words. With `--speaker_similarity`, cosine similarities of Resemblyzer embeddings between prompt and
-continuation are added, and the same between a prompt and another speaker's continuation (the floor).
+the vocoder (what a perfect decoder would reach), and what the model says; `--rows` leaves some out. `wer_speech`
+compares the transcript with the words that ought to be heard: for the first two rows the reference's words after the
+prompt, for the model what it wrote after the prompt's words. With `--speaker_similarity`, cosine similarities of
+Resemblyzer embeddings between prompt and continuation are added, and the same between a prompt and another speaker's
+continuation (the floor).
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from callbacks.generation_health import silent_frames
 from callbacks.word_error_rate import count_errors, match_beginning, words
 from datamodules.manifest import Utterance, read_cuts
 from lit_spectron.audio_files import read_audio
@@ -27,6 +29,7 @@ from lit_spectron.pipeline import SpectronPipeline
 
 Recognizer = Callable[[list[np.ndarray]], list[str]]
 BATCH = 20
+ROWS = ("real", "resynthesis", "generated")
 
 
 def load_recognizer(name: str, sample_rate_hz: int) -> Recognizer:
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--recognizer", required=True, help="Whisper model: hub id or folder")
     parser.add_argument("--root", type=Path, default=Path("data/sequences"), help="corpus folder")
     parser.add_argument("--cuts", default="libriheavy_cuts_test.jsonl.gz", help="manifest, relative to the root")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, help="what is listened to")
     parser.add_argument("--speaker_similarity", action="store_true", help="needs `pip install -e .[speaker]`")
     parser.add_argument("--out", type=Path, help="also write every transcript to this JSON file")
     arguments = parser.parse_args()
@@ -81,7 +85,7 @@ def main() -> None:
     whole = [read_audio(u.path, audio.sample_rate_hz, u.start_seconds, u.duration_seconds) for u in utterances]
     prompts, real = [w[:split] for w in whole], [w[split:] for w in whole]
 
-    generated, texts, stopped = [], [], 0
+    generated, texts, stopped, silent, frames = [], [], 0, 0, 0
     began = time.perf_counter()
     for start in range(0, len(whole), BATCH):
         chunk = range(start, min(start + BATCH, len(whole)))
@@ -91,8 +95,11 @@ def main() -> None:
         generated += [sound.numpy() for sound in sounds]
         texts += result.text
         stopped += sum(reason == "stop" for reason in result.stop_reason)
+        silent, frames = silent + int(silent_frames(result).sum()), frames + int(result.lengths.sum())
     seconds = time.perf_counter() - began
-    rows = {"real": real, "resynthesis": [resynthesise(pipeline, w) for w in real], "generated": generated}
+    rows = {"real": real, "generated": generated}
+    if "resynthesis" in arguments.rows:
+        rows["resynthesis"] = [resynthesise(pipeline, w) for w in real]
 
     spoken_in_prompt = [words(u.text_before(pipeline.prompt_seconds) or "") for u in utterances]
     references = [words(u.text)[len(p) :] for u, p in zip(utterances, spoken_in_prompt, strict=True)]
@@ -102,7 +109,8 @@ def main() -> None:
     prompt_embeddings = embed(prompts) if arguments.speaker_similarity else None
     transcripts: dict[str, list[str]] = {}
     print("| row | speaker | utterances | wer_speech | speaker_similarity | mismatched |\n|---|---|---|---|---|---|")
-    for row, sounds in rows.items():
+    for row in arguments.rows:
+        sounds = rows[row]
         transcripts[row] = recognize(sounds)
         wanted = intended if row == "generated" else references
         own = other = np.full(len(sounds), np.nan)
@@ -120,7 +128,7 @@ def main() -> None:
     spoken = sum(len(sound) for sound in generated) / audio.sample_rate_hz
     print(
         f"\nwer_text {errors / sum(len(words(u.text)) for u in utterances):.3f}, "
-        f"stop_rate {stopped / len(texts):.3f}, "
+        f"stop_rate {stopped / len(texts):.3f}, silence_ratio {silent / frames:.3f}, "
         f"real_time_factor {seconds / spoken:.3f} in batches of {BATCH}"
     )
     if arguments.out:
