@@ -14,6 +14,7 @@ is Libri-Light's layout with Libriheavy-style cuts.
 import argparse
 import gzip
 import json
+import math
 import multiprocessing
 import random
 import re
@@ -31,10 +32,12 @@ import torch
 
 from datamodules.manifest import Utterance, Word, read_cuts, split_by_speaker
 from lit_spectron.audio_files import read_audio
+from lit_spectron.files import appearing_whole
 
 RATE_HZ = 16000
-PROMPT_SECONDS = 3.0
-CONTINUATION_SECONDS = (0.6, 2.0)
+TRAINING_SEGMENTS_APART_SECONDS = 0.5  # real speech is scarce: every stretch of it is heard with many beginnings
+WORDS_PER_SECOND = (2.9, 3.4)  # of lines that fit the shortest and the longest utterance
+TRIES = 4  # voices and paces that a line is spoken in until its length suits
 TOPICS = """
 a journey, the sea, a letter, an old house, a quarrel, the weather, a garden, a horse, the war, a secret, a wedding,
 the city at night, a school, music, a dog, money, a dream, the doctor, a ship, the forest, winter, a stranger,
@@ -70,23 +73,33 @@ def plain(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9' ]", " ", text.lower()).split())
 
 
-def segments(words: list[Word], end_seconds: float) -> Iterator[tuple[float, float, list[Word]]]:
-    """Stretches of prompt and continuation that begin before a word and end after one, half a prompt apart."""
-    start, shortest = 0.0, PROMPT_SECONDS + CONTINUATION_SECONDS[0]
-    while start + shortest <= end_seconds:
+Seconds = tuple[float, float]  # the shortest and the longest utterance
+
+
+def segments(
+    words: list[Word], end_seconds: float, lengths: Seconds, apart_seconds: float
+) -> Iterator[tuple[float, float, list[Word]]]:
+    """Stretches of a suitable length that begin before a word and end after one."""
+    start = 0.0
+    while start + lengths[0] <= end_seconds:
         inside = [w for w in words if w.start_seconds >= start]
         ends = [w.start_seconds + w.duration_seconds for w in inside]
-        ends = [e for e in ends if shortest <= e - start <= PROMPT_SECONDS + CONTINUATION_SECONDS[1]]
+        ends = [e for e in ends if lengths[0] <= e - start <= lengths[1]]
         if ends:
             end = min(ends[0] + 0.05, end_seconds)
             taken = [w for w in inside if w.start_seconds + w.duration_seconds <= end]
             # Digits can't be written as they were said.
             if not any(re.search(r"\d", w.text) for w in taken):
                 yield start, end, [replace(w, start_seconds=w.start_seconds - start) for w in taken]
-        later = [w.start_seconds for w in words if w.start_seconds >= start + PROMPT_SECONDS / 2]
+        later = [w.start_seconds for w in words if w.start_seconds >= start + apart_seconds]
         if not later:
             return
         start = max(later[0] - 0.03, start + 0.1)
+
+
+def suitable_seconds(arguments: argparse.Namespace) -> Seconds:
+    shortest, longest = arguments.continuation_seconds
+    return arguments.prompt_seconds + shortest, arguments.prompt_seconds + longest
 
 
 def make_real(arguments: argparse.Namespace) -> None:
@@ -119,7 +132,9 @@ def make_real(arguments: argparse.Namespace) -> None:
                 and (a := times[0]) < (b := times[1])
             ]
             source = Path("real") / utterance.path.relative_to(arguments.root)
-            for index, (start, end, inside) in enumerate(segments(words, utterance.duration_seconds)):
+            apart = TRAINING_SEGMENTS_APART_SECONDS if name == "train" else arguments.prompt_seconds / 2
+            found = segments(words, utterance.duration_seconds, suitable_seconds(arguments), apart)
+            for index, (start, end, inside) in enumerate(found):
                 segment = Utterance(
                     f"{utterance.id}_{index}",
                     source,
@@ -134,16 +149,19 @@ def make_real(arguments: argparse.Namespace) -> None:
 
 
 @torch.inference_mode()
-def write_lines(model_name: str, count: int, seed: int) -> list[str]:
-    """Distinct stretches of 11 to 17 words of what the LLM makes up: begun and ended anywhere, as cut prompts are."""
+def write_lines(model_name: str, count: int, fewest: int, most: int, seed: int, path: Path) -> list[str]:
+    """Distinct stretches of so many words of what the LLM makes up: begun and ended anywhere, as cut prompts are.
+
+    They are kept in ``path`` as they come; what is there already is taken up.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(seed)
-    chooser = random.Random(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_name, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16).eval()
-    found: dict[str, None] = {}
+    found = dict.fromkeys(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
     while len(found) < count:
+        chooser = random.Random(f"{seed} {len(found)}")
+        torch.manual_seed(chooser.getrandbits(32))
         topics = [" and ".join(chooser.sample(TOPICS, 2)) for _ in range(48)]
         chats = [[{"role": "user", "content": f"Write a page of an old novel about {topic}."}] for topic in topics]
         inputs = tokenizer.apply_chat_template(
@@ -152,11 +170,13 @@ def write_lines(model_name: str, count: int, seed: int) -> list[str]:
         tokens = model.generate(**inputs, max_new_tokens=160, do_sample=True, temperature=1.0, top_p=0.95)
         for text in tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True):
             words = plain(text).split()
-            while len(words) >= 17:
-                size = chooser.randint(11, 17)
+            while len(words) >= most:
+                size = chooser.randint(fewest, most)
                 if not any(word.isdigit() for word in words[:size]):
                     found[" ".join(words[:size])] = None
                 words = words[size:]
+        with appearing_whole(path) as partial_path:
+            partial_path.write_text("\n".join(found) + "\n", encoding="utf-8")
         print(f"{len(found)} lines", flush=True)
     return list(found)[:count]
 
@@ -185,25 +205,30 @@ def say(text: str, chooser: random.Random) -> tuple[str, np.ndarray]:
 
 
 def make_synthetic(arguments: argparse.Namespace) -> None:
-    """Writes the lines, or takes up those that are in the folder, and speaks them in as many processes as asked for."""
-    texts = arguments.out / "lines.txt"
+    """Writes lines until there are as many as asked for, and speaks them in as many processes."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if not texts.is_file():
-        lines = write_lines(arguments.llm, arguments.lines, arguments.seed)
-        texts.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    spoken = [line for line in texts.read_text(encoding="utf-8").splitlines() for _ in range(arguments.voices)]
+    lengths = suitable_seconds(arguments)
+    fewest, most = math.ceil(WORDS_PER_SECOND[0] * lengths[0]), math.floor(WORDS_PER_SECOND[1] * lengths[1])
+    texts = arguments.out / "lines.txt"
+    lines = write_lines(arguments.llm, arguments.lines, fewest, most, arguments.seed, texts)
+    spoken = [line for line in lines for _ in range(arguments.voices)]
     with multiprocessing.Pool(arguments.jobs) as pool:
-        cuts = pool.starmap(partial(speak_line, arguments.out, arguments.seed), enumerate(spoken), chunksize=16)
+        speak = partial(speak_line, arguments.out, lengths, arguments.seed)
+        cuts = pool.starmap(speak, enumerate(spoken), chunksize=16)
     suitable = [c for c in cuts if c is not None]
     print(f"{len(cuts) - len(suitable)} of {len(cuts)} were too short or too long when spoken")
     write_cuts(arguments.out / "synthetic.jsonl.gz", suitable)
 
 
-def speak_line(out: Path, seed: int, index: int, text: str) -> dict | None:
-    """The cut of a line that was spoken into a file; None if it is too short or too long."""
-    voice, samples = say(text, random.Random(f"{seed} {index}"))
-    seconds = len(samples) / RATE_HZ
-    if not PROMPT_SECONDS + CONTINUATION_SECONDS[0] <= seconds <= PROMPT_SECONDS + CONTINUATION_SECONDS[1]:
+def speak_line(out: Path, lengths: Seconds, seed: int, index: int, text: str) -> dict | None:
+    """The cut of a line that was spoken into a file; None if it is too short or too long, however it is said."""
+    chooser = random.Random(f"{seed} {index}")
+    for _ in range(TRIES):
+        voice, samples = say(text, chooser)
+        seconds = len(samples) / RATE_HZ
+        if lengths[0] <= seconds <= lengths[1]:
+            break
+    else:
         return None
     path = Path("synthetic") / voice / f"{index:06}.flac"
     (out / path).parent.mkdir(parents=True, exist_ok=True)
@@ -238,6 +263,15 @@ def main() -> None:
     joined = commands.add_parser("join")
     joined.add_argument("--repeat_real", type=int, default=1, help="how often each real segment occurs in an epoch")
     joined.set_defaults(run=join)
+    for command in (real, synthetic):
+        command.add_argument("--prompt_seconds", type=float, default=3.0, help="what data.prompt_seconds will be")
+        command.add_argument(
+            "--continuation_seconds",
+            type=float,
+            nargs=2,
+            default=[0.6, 2.0],
+            help="shortest, longest speech after it",
+        )
     for command in (real, synthetic, joined):
         command.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
