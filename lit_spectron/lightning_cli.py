@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
 
+# Of Lightning's, about what is meant to be so: two loggers share a folder, and results go where the run is.
+HARMLESS_WARNINGS = ("Experiment logs directory", "The dirpath has changed", ".*LeafSpec")
+
 
 class SaveFitConfig(SaveConfigCallback):
-    """Keeps `config.yaml` as `fit` wrote it: evaluating a run does not touch it."""
+    """Keeps `config.yaml` as `fit` wrote it: evaluating a run does not touch it. Without a logger there is no run."""
 
     def setup(self, trainer, pl_module, stage: str) -> None:
-        if stage == "fit":
+        if stage == "fit" and trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
 
@@ -101,6 +105,8 @@ def run(arguments: list[str]) -> None:
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     # The seed stands in config.yaml; a mistake's one line should stand alone.
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     try:
         SpectronCLI(
             LitSpectron,

@@ -40,8 +40,6 @@ class OptimizerSettings:
         final_share: The last learning rate as a share of the peak.
         weight_decay: On matrices only; never on biases, norms and embeddings.
         betas: AdamW's.
-        fused: One pass over memory a step, a fraction of the time; false for 16-mixed precision, where Lightning can't
-            clip the gradients of a fused optimiser.
         freeze: Patterns of parameters that are never trained.
         parts: Pattern to the schedule of the parameters it matches; the first that matches counts.
     """
@@ -52,7 +50,6 @@ class OptimizerSettings:
     final_share: float = 0.05
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.98)
-    fused: bool = True
     freeze: list[str] = field(default_factory=list)
     parts: dict[str, PartSchedule] = field(default_factory=dict)
 
@@ -104,7 +101,9 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> tuple[Optimizer, LambdaLR]:
     """The optimiser and a schedule to be stepped once a step."""
     groups = parameter_groups(model, settings)
-    optimizer = AdamW(groups, betas=settings.betas, fused=settings.fused)
+    optimizer = AdamW(groups, betas=settings.betas, fused=True)
+    # With mixed precision Lightning refuses to clip the gradients of an optimiser that unscales them itself.
+    optimizer._step_supports_amp_scaling = False
 
     def share(step: int, start_step: int) -> float:
         if step < start_step:

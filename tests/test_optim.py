@@ -3,6 +3,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lit_spectron.errors import UserError
@@ -52,6 +53,15 @@ def test_no_warmup_begins_at_the_peak():
     optimizer, _ = build_optimizer(nn.Linear(2, 2), OptimizerSettings(total_steps=5, warmup_steps=0))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
     assert isinstance(optimizer, torch.optim.AdamW)
+
+
+def test_gradients_can_be_clipped_in_mixed_precision():
+    model = nn.Linear(2, 2)
+    optimizer, _ = build_optimizer(model, OptimizerSettings(total_steps=5))
+    model(torch.ones(1, 2)).sum().backward()
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    plugin.clip_gradients(optimizer, 1e-3)
+    assert nn.utils.get_total_norm(p.grad for p in model.parameters()).item() == pytest.approx(1e-3, rel=1e-2)
 
 
 @pytest.mark.parametrize("steps", [0, -1])
