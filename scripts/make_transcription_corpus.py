@@ -20,6 +20,7 @@ import random
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -181,6 +182,13 @@ def write_lines(model_name: str, count: int, fewest: int, most: int, seed: int, 
     return list(found)[:count]
 
 
+def shuffled(lines: list[str], vocabulary: int, fewest: int, most: int, seed: int) -> list[str]:
+    """As many lines of words drawn from the most frequent ones: they can't be guessed, so they have to be heard."""
+    chooser = random.Random(seed)
+    frequent = [word for word, _ in Counter(" ".join(lines).split()).most_common(vocabulary)]
+    return [" ".join(chooser.choices(frequent, k=chooser.randint(fewest, most))) for _ in lines]
+
+
 def say(text: str, chooser: random.Random) -> tuple[str, np.ndarray]:
     """Speaks a line; the voice's name and samples at `RATE_HZ`."""
     tract = chooser.uniform(0.87, 1.18)  # above 1: a shorter vocal tract, a higher voice
@@ -211,6 +219,8 @@ def make_synthetic(arguments: argparse.Namespace) -> None:
     fewest, most = math.ceil(WORDS_PER_SECOND[0] * lengths[0]), math.floor(WORDS_PER_SECOND[1] * lengths[1])
     texts = arguments.out / "lines.txt"
     lines = write_lines(arguments.llm, arguments.lines, fewest, most, arguments.seed, texts)
+    if arguments.random_words:
+        lines = shuffled(lines, arguments.random_words, fewest, most, arguments.seed)
     spoken = [line for line in lines for _ in range(arguments.voices)]
     with multiprocessing.Pool(arguments.jobs) as pool:
         speak = partial(speak_line, arguments.out, lengths, arguments.seed)
@@ -256,6 +266,7 @@ def main() -> None:
     synthetic = commands.add_parser("synthetic")
     synthetic.add_argument("--llm", required=True, help="chat model that writes the texts: hub id or folder")
     synthetic.add_argument("--lines", type=int, default=2500, help="how many to write")
+    synthetic.add_argument("--random_words", type=int, help="say random ones of so many frequent words instead")
     synthetic.add_argument("--voices", type=int, default=3, help="how often, in different voices, each is said")
     synthetic.add_argument("--seed", type=int, default=0, help="of texts and voices")
     synthetic.add_argument("--jobs", type=int, default=2, help="processes that speak")

@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,8 @@ from lit_spectron.pipeline import SpectronPipeline
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 WHOLE = [p for p in CONFIGS if "model" in yaml.safe_load(p.read_text(encoding="utf-8"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README_COMMANDS = re.findall(r"^python -m lit_spectron ((?:fit|test|predict) .*?)\s*(?:#.*)?$", README, flags=re.M)
 RATE = 16000
 
 
@@ -125,6 +129,12 @@ def test_every_whole_config_parses(call, path):
     assert code == 0, err
     config = yaml.safe_load(out)
     assert all("class_path" in config["model"][slot] for slot in ("encoder", "llm", "decoder", "vocoder"))
+
+
+@pytest.mark.parametrize("command", README_COMMANDS)
+def test_every_command_of_the_readme_parses(call, command):
+    code, _, err = call(*shlex.split(command), "--print_config")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/audio").glob("*.yaml")), ids=lambda p: p.stem)
