@@ -3,14 +3,15 @@
 #
 #   sh scripts/smollm2_whisper.sh LIBRILIGHT OUT
 #
-# LIBRILIGHT is a corpus in Libri-Light's layout with Libriheavy's cuts (--cuts: see scripts/make_transcription_corpus.py),
-# OUT the folder for what is made. LLM and WHISPER name folders instead of hub ids, PYTHON the interpreter, STEPS the end
-# of training. Needs flite and espeak-ng. The checkpoint is runs/smollm2_fluent/version_N/checkpoints/last.ckpt.
+# LIBRILIGHT is a corpus in Libri-Light's layout, with Libriheavy's cuts libriheavy_cuts_small.jsonl.gz; OUT the folder for
+# the corpora that are made. LLM and WHISPER name folders instead of hub ids, PYTHON the interpreter, STEPS the end of
+# training. Needs flite and espeak-ng (Debian packages) and soxr (pip). What it learned is in the end in
+# runs/smollm2_fluent/version_N/checkpoints/last.ckpt.
 set -eu
 librilight=$(realpath "$1") out=$(mkdir -p "$2" && realpath "$2")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} llm=${LLM:-HuggingFaceTB/SmolLM2-135M-Instruct} whisper=${WHISPER:-openai/whisper-tiny.en}
-steps=${STEPS:-2300}
+steps=${STEPS:-1850}
 
 corpus() { "$python" scripts/make_transcription_corpus.py "$@"; }
 
@@ -24,11 +25,11 @@ lesson() {
     checkpoint=$(ls -td "runs/$name"/version_* | head -n 1)/checkpoints/last.ckpt
 }
 
-brief="--prompt_seconds 1.2 --continuation_seconds 0.3 0.8 --out $out/words"
-corpus synthetic --llm "$llm" --lines 7000 --voices 1 --random_words 500 $brief
+corpus synthetic --llm "$llm" --lines 7000 --voices 1 --random_words 500 --out "$out/words" \
+    --prompt_seconds 1.2 --continuation_seconds 0.3 0.8
 corpus join --repeat_real 0 --out "$out/words"
 corpus real --root "$librilight" --recognizer "$whisper" --out "$out/fluent"
-corpus synthetic --llm "$llm" --lines 4500 --voices 1 --out "$out/fluent"
+corpus synthetic --llm "$llm" --lines 8500 --voices 1 --out "$out/fluent"
 corpus join --out "$out/fluent"
 ln -sfn "$librilight" "$out/words/real"
 cp "$out/fluent/real_validation.jsonl.gz" "$out/words"
@@ -40,5 +41,6 @@ lesson sequences 100 --data.root data/sequences --data.train_cuts libriheavy_cut
 # 500 words in no order: they can't be guessed.
 lesson words 600 --ckpt_path "$checkpoint" --data.root "$out/words" --data.prompt_seconds 1.2 \
     --data.min_continuation_seconds 0.3
-# Speech as it is spoken.
-lesson fluent "$steps" --ckpt_path "$checkpoint" --data.root "$out/fluent"
+# Speech as it is spoken; masked, since there is little of it.
+augment='{class_path: lit_spectron.audio.SpecAugment, init_args: {frequency_mask_bins: 12, time_masks: 3}}'
+lesson fluent "$steps" --ckpt_path "$checkpoint" --data.root "$out/fluent" --model.encoder.init_args.spec_augment "$augment"
