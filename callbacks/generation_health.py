@@ -1,18 +1,9 @@
 """Signs of speech that never stops or is no speech."""
 
-from torch import Tensor
-
 from callbacks.base import FreeRunningMetric, Ratio
-from lit_spectron.audio import frame_level_db
-from lit_spectron.masking import lengths_to_mask
+from lit_spectron.generation import silent_frames
 from lit_spectron.module import LitSpectron
 from lit_spectron.types import Generation, SpeechBatch
-
-
-def silent_frames(generation: Generation) -> Tensor:
-    """(B,) how many frames of each continuation are silent (`GenerationSettings.silence_db`)."""
-    silent = frame_level_db(generation.log_mel) < generation.silence_level_db[:, None]
-    return (silent & lengths_to_mask(generation.lengths, silent.shape[1])).sum(1)
 
 
 class GenerationHealth(FreeRunningMetric):

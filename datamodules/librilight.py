@@ -64,8 +64,9 @@ class LibriLightDataModule(L.LightningDataModule):
         super().__init__()
         if prompt_seconds < SHORTEST_PROMPT_SECONDS:
             raise UserError(f"data.prompt_seconds: must be at least {SHORTEST_PROMPT_SECONDS}, got {prompt_seconds}")
-        if min(min_continuation_seconds, batch_size) <= 0:
-            raise UserError("data: min_continuation_seconds and batch_size must be positive")
+        for name, value in (("min_continuation_seconds", min_continuation_seconds), ("batch_size", batch_size)):
+            if value <= 0:
+                raise UserError(f"data.{name}: must be positive, got {value}")
         if min(val_share, test_share) < 0 or val_share + test_share >= 1:
             raise UserError("data: needs val_share >= 0, test_share >= 0 and val_share + test_share < 1")
         self.root = Path(root)

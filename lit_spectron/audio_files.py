@@ -1,5 +1,6 @@
 """Reading audio files: exactly what was asked for, or a `UserError` that names the file."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import soundfile
 
 from lit_spectron.errors import UserError
 
+LARGEST_SAMPLE = 4.0  # float files may overshoot 1; one beyond this was never scaled to [-1, 1]
 SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 
 
@@ -22,7 +24,8 @@ def read_audio(
         duration_seconds: How much to read; None for all that is left.
 
     Raises:
-        UserError: The file is missing, unreadable, of another rate, not mono, empty, too short or not finite.
+        UserError: The file is missing, unreadable, of another rate, not mono, empty, too short, not finite, or not
+            scaled.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
@@ -50,6 +53,8 @@ def read_audio(
         raise UserError(f"{path}: truncated: {len(samples)} of {wanted} samples could be read")
     if not np.isfinite(samples).all():
         raise UserError(f"{path}: holds samples that are not finite")
+    if np.abs(samples).max() > LARGEST_SAMPLE:
+        raise UserError(f"{path}: peaks at {np.abs(samples).max():.3g}; samples must be scaled to [-1, 1]")
     return samples
 
 
@@ -62,6 +67,8 @@ def find_audio(paths: list[Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
+            if not os.access(path, os.R_OK | os.X_OK):
+                raise UserError(f"{path}: permission denied")
             files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not files:
                 raise UserError(f"{path}: holds no audio ({', '.join(sorted(SUFFIXES))})")

@@ -1,9 +1,12 @@
 """Reading checkpoints: tensors and plain values only, never code."""
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
+from torch import Tensor
 
 from lit_spectron.errors import UserError
 
@@ -17,15 +20,35 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
+        # Whole checkpoints are zip files; what is not one would be unpickled, or refused with words about mmap.
+        if not is_zipfile(path):
+            raise UserError(f"{path}: not a checkpoint of lit_spectron, or damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         missing = {"config", "rebuild_args", "state_dict"} - set(checkpoint)
     except (RuntimeError, TypeError, EOFError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a checkpoint of lit_spectron: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle.UnpicklingError has no narrower public parent
-        raise UserError(f"{path}: not a checkpoint of lit_spectron: {type(error).__name__}") from error
+    except UnpicklingError as error:
+        raise UserError(f"{path}: not a checkpoint of lit_spectron: more than tensors and plain values") from error
     if missing:
         raise UserError(f"{path}: not a checkpoint of lit_spectron: it has no {', '.join(sorted(missing))}")
     return checkpoint
+
+
+def refuse_other_shapes(path: Path | str, checkpoint: dict[str, Any], own_state: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: The trained parts of a checkpoint have other parameters than the config's; names the first.
+    """
+    states = (checkpoint["state_dict"], own_state)
+    saved, own = ({k: tuple(v.shape) for k, v in s.items() if not k.startswith("vocoder.")} for s in states)
+    different = sorted(name for name in saved.keys() | own.keys() if saved.get(name) != own.get(name))
+    if different:
+        name = different[0]
+        slot = ".".join(name.split(".")[:2])
+        raise UserError(
+            f"--ckpt_path: {path} was trained with another {slot} than this config's: {name} has shape "
+            f"{saved.get(name, 'none')} there and {own.get(name, 'none')} here"
+        )
 
 
 def rebuilt_config(checkpoint: dict[str, Any]) -> dict[str, Any]:

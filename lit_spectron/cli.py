@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except PermissionError as error:
+        print(f"error: {error.filename}: permission denied", file=sys.stderr)
+        sys.exit(2)
 
 
 def generate_parser() -> argparse.ArgumentParser:

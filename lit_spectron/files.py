@@ -1,8 +1,25 @@
 """Writing files that appear whole or not at all."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lit_spectron.errors import UserError
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder to write into, with its parents, where there is none.
+
+    Raises:
+        UserError: It can't be made, is no folder, or can't be written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: can't be made a folder: {error.strerror}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: not writable")
 
 
 @contextmanager

@@ -46,8 +46,9 @@ class GenerationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.max_text_tokens < 1 or self.max_speech_seconds <= 0:
-            raise UserError("generation: max_text_tokens and max_speech_seconds must be positive")
+        for name in ("max_text_tokens", "max_speech_seconds"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"generation.{name}: must be positive, got {getattr(self, name)}")
         if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError("generation: needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1")
         if not 0 < self.stop_threshold <= 1 or min(self.silence_seconds or 1, self.repeat_seconds or 1) <= 0:
@@ -160,6 +161,12 @@ def generate(
         stop_reason=stop_reason,
         silence_level_db=breaker.silence_level_db,
     )
+
+
+def silent_frames(generation: Generation) -> Tensor:
+    """(B,) how many frames of each continuation are silent (`GenerationSettings.silence_db`)."""
+    silent = frame_level_db(generation.log_mel) < generation.silence_level_db[:, None]
+    return (silent & lengths_to_mask(generation.lengths, silent.shape[1])).sum(1)
 
 
 class _Breaker:

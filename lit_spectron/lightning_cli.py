@@ -14,13 +14,16 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import PredictionWriter, Report
 from datamodules import LibriLightDataModule
-from lit_spectron.checkpoint import read_checkpoint
+from lit_spectron.checkpoint import read_checkpoint, refuse_other_shapes
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
 
 # Of Lightning's, about what is meant to be so: two loggers share a folder, and results go where the run is.
 HARMLESS_WARNINGS = ("Experiment logs directory", "The dirpath has changed", ".*LeafSpec")
+
+
+LIGHTNINGS_CHECKPOINTS = ("best", "last")  # found by Lightning, in the run that goes on
 
 
 class SaveFitConfig(SaveConfigCallback):
@@ -38,6 +41,9 @@ class SpectronCLI(LightningCLI):
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(PredictionWriter, "prediction")
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would look for hyperparameters here; ours are read by `_build_from_checkpoint`."""
+
     def instantiate_classes(self) -> None:
         self.given_config = deepcopy(self.config)
         self._build_from_checkpoint(self.config[self.subcommand])
@@ -50,7 +56,7 @@ class SpectronCLI(LightningCLI):
 
     def _build_from_checkpoint(self, config: Any) -> None:
         """Parts that are in the checkpoint need neither network nor the files they were first made from."""
-        if not config.ckpt_path or config.ckpt_path in ("best", "last"):
+        if not config.ckpt_path or config.ckpt_path in LIGHTNINGS_CHECKPOINTS:
             return
         checkpoint = read_checkpoint(config.ckpt_path)
         asked = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, format="yaml"))["model"]
@@ -71,6 +77,8 @@ class SpectronCLI(LightningCLI):
             raise UserError(f"--trainer.precision: {precision} would round the spectrograms too; use bf16-mixed")
         if self.subcommand != "fit" and not ckpt_path:
             raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")
+        if ckpt_path and ckpt_path not in LIGHTNINGS_CHECKPOINTS:
+            refuse_other_shapes(ckpt_path, read_checkpoint(ckpt_path), self.model.state_dict())
         # Mistakes in the data, too, come to light before there is a trainer to talk or a logger to make a folder.
         self.datamodule.setup(self.subcommand)
         plugins = self._get(self.config_init, "trainer").get("plugins") or []

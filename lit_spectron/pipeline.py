@@ -13,6 +13,7 @@ from lit_spectron.audio import SHORTEST_PROMPT_SECONDS, AudioSpec
 from lit_spectron.audio_files import find_audio, read_audio
 from lit_spectron.checkpoint import read_checkpoint, rebuilt_config
 from lit_spectron.errors import UserError
+from lit_spectron.files import make_folder
 from lit_spectron.generation import GenerationSettings, generate
 from lit_spectron.model import SpectronModel
 from lit_spectron.outputs import write_continuation
@@ -126,9 +127,7 @@ class SpectronPipeline:
         files = find_audio(paths)
         for path in files.values():
             self._read_prompt(path, seconds)
-        if out.exists() and not out.is_dir():
-            raise UserError(f"{out}: not a folder")
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         names = list(files)
         for start in range(0, len(names), batch_size):
             chunk = names[start : start + batch_size]

@@ -10,7 +10,7 @@ import torch
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
 from lit_spectron.audio_files import find_audio, read_audio
 from lit_spectron.errors import UserError
-from lit_spectron.files import appearing_whole
+from lit_spectron.files import appearing_whole, make_folder
 from lit_spectron.vocoders import Vocoder
 
 
@@ -47,9 +47,7 @@ def resynthesize_files(
     """
     audio, log_mel = vocoder.audio, LogMelSpectrogram(vocoder.audio)
     files = find_audio(paths)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: not a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     differences = {}
     for name, path in files.items():
         waveform = torch.from_numpy(read_audio(path, audio.sample_rate_hz))[None]

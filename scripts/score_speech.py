@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from callbacks.generation_health import silent_frames
 from callbacks.word_error_rate import count_errors, match_beginning, words
 from datamodules.manifest import Utterance, read_cuts
 from lit_spectron.audio_files import read_audio
+from lit_spectron.generation import silent_frames
 from lit_spectron.pipeline import SpectronPipeline
 
 Recognizer = Callable[[list[np.ndarray]], list[str]]

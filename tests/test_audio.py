@@ -144,6 +144,7 @@ def broken_files(folder, tone) -> dict[str, str]:
     soundfile.write(folder / "no_samples.wav", tone[:0], RATE)
     soundfile.write(folder / "nan.wav", np.where(np.arange(RATE) == 99, np.nan, tone), RATE, subtype="FLOAT")
     soundfile.write(folder / "inf.wav", np.where(np.arange(RATE) == 99, np.inf, tone), RATE, subtype="FLOAT")
+    soundfile.write(folder / "loud.wav", tone * 30000, RATE, subtype="FLOAT")
     (folder / "text.wav").write_text("not audio")
     return {
         "rate.wav": "8000 Hz",
@@ -153,6 +154,7 @@ def broken_files(folder, tone) -> dict[str, str]:
         "no_samples.wav": "no audio",
         "nan.wav": "not finite",
         "inf.wav": "not finite",
+        "loud.wav": "scaled to",
         "text.wav": "unreadable",
         "missing.wav": "no such file",
     }

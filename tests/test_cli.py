@@ -278,6 +278,22 @@ def test_generate_one_by_one_is_together(moved_checkpoint, prompts):
 
 
 @pytest.mark.slow
+def test_fit_refuses_a_checkpoint_that_does_not_fit(call, moved_checkpoint, tmp_path):
+    (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
+    torch.save({"config": Path()}, tmp_path / "more_than_tensors.ckpt")
+    logger = ["--trainer.logger.init_args.save_dir", tmp_path / "runs"]
+    for path, name in (
+        (moved_checkpoint, "model.decoder"),
+        (tmp_path / "bad.ckpt", "bad.ckpt"),
+        (tmp_path / "more_than_tensors.ckpt", "more_than_tensors.ckpt"),
+    ):
+        code, _, err = call("fit", "--config", "conf/quickstart.yaml", *logger, "--ckpt_path", path)
+        last = err.strip().splitlines()[-1]
+        assert code == 2 and last.startswith("error: ") and name in last and "Traceback" not in err, err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("defect", ["rate", "stereo", "short", "nan", "missing", "empty_folder", "same_name"])
 def test_a_bad_prompt_stops_generate_before_it_writes(call, moved_checkpoint, prompts, tmp_path, defect):
     good = np.random.default_rng(0).uniform(-0.1, 0.1, 2 * RATE)

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 SLOTS = ("encoders", "llms", "decoders", "vocoders")
 # Each layer imports from those above it only, never from its own.
 LAYERS = [
-    {"torchaudio_guard"},
-    {"", "errors", "files", "masking", "losses", "types", "part"},
+    {"torchaudio_guard", "errors"},
+    {"", "files", "masking", "losses", "types", "part"},
     {"audio", "audio_files", "optim", "checkpoint", "checkpoint_io", "huggingface", "projection", "llms.tokenizer"},
     {"figures", *(f"{slot}.base" for slot in SLOTS)},
     {"decoders.layers", "encoders.layers", "llms.causal_lm"},
