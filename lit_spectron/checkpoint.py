@@ -19,16 +19,17 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such checkpoint")
+    # Whole checkpoints are zip files; what is not one would be refused with words about mmap.
+    if not is_zipfile(path):
+        raise UserError(f"{path}: not a checkpoint of lit_spectron, or damaged")
     try:
-        # Whole checkpoints are zip files; what is not one would be unpickled, or refused with words about mmap.
-        if not is_zipfile(path):
-            raise UserError(f"{path}: not a checkpoint of lit_spectron, or damaged")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         missing = {"config", "rebuild_args", "state_dict"} - set(checkpoint)
-    except (RuntimeError, TypeError, EOFError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a checkpoint of lit_spectron: {str(error).splitlines()[0]}") from error
     except UnpicklingError as error:
         raise UserError(f"{path}: not a checkpoint of lit_spectron: more than tensors and plain values") from error
+    except Exception as error:  # a damaged file makes the unpickler raise anything, with a message or without
+        reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise UserError(f"{path}: not a checkpoint of lit_spectron, or damaged: {reason}") from error
     if missing:
         raise UserError(f"{path}: not a checkpoint of lit_spectron: it has no {', '.join(sorted(missing))}")
     return checkpoint

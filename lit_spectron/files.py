@@ -1,4 +1,4 @@
-"""Writing files that appear whole or not at all."""
+"""Folders to write into, and files that appear whole or not at all."""
 
 import os
 from collections.abc import Iterator

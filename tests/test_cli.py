@@ -25,6 +25,7 @@ CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 WHOLE = [p for p in CONFIGS if "model" in yaml.safe_load(p.read_text(encoding="utf-8"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README_COMMANDS = re.findall(r"^python -m lit_spectron ((?:fit|test|predict) .*?)\s*(?:#.*)?$", README, flags=re.M)
+assert len(README_COMMANDS) >= 8
 RATE = 16000
 
 
@@ -71,6 +72,14 @@ def test_help_and_version(call):
 
 def test_unknown_command(call):
     assert_one_line(call("trian"), "trian", "fit")
+
+
+def test_a_refused_permission_is_one_line(call, monkeypatch):
+    def refuse(_):
+        raise PermissionError(13, "Permission denied", "runs/quickstart")
+
+    monkeypatch.setattr("lit_spectron.cli.generate", refuse)
+    assert_one_line(call("generate"), "runs/quickstart", "permission denied")
 
 
 def test_mistakes_on_generates_command_line(call, tmp_path):

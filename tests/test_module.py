@@ -1,6 +1,9 @@
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
+from lit_spectron.lightning_cli import SaveFitConfig
 from lit_spectron.module import LitSpectron
 
 
@@ -17,3 +20,9 @@ def test_another_vocoder_comes_with_its_own_weights():
         checkpoint = {"config": {"vocoder": {"class_path": saved}}, "state_dict": state}
         module.on_load_checkpoint(checkpoint)
         assert checkpoint["state_dict"].keys() == expected
+
+
+def test_without_a_logger_no_config_is_left_in_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    SaveFitConfig(None, None).setup(SimpleNamespace(loggers=[]), None, "fit")
+    assert list(tmp_path.iterdir()) == []
