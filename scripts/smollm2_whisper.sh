@@ -20,7 +20,7 @@ lesson() {
     name=smollm2_$1 last=$2
     shift 2
     "$python" -m lit_spectron fit --config conf/smollm2_whisper.yaml --trainer.logger.init_args.name "$name" \
-        --model.llm.init_args.source "$llm" --model.encoder.init_args.source "$whisper" \
+        --model.llm.init_args.source "$llm" --model.llm.init_args.attention eager --model.encoder.init_args.source "$whisper" \
         --model.optimizer.total_steps "$steps" --trainer.max_steps "$last" "$@"
     checkpoint=$(ls -td "runs/$name"/version_* | head -n 1)/checkpoints/last.ckpt
 }
