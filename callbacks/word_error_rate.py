@@ -1,42 +1,9 @@
 """Word errors of the generated text."""
 
-import re
-
-import jiwer
-
 from callbacks.base import FreeRunningMetric, Ratio
 from lit_spectron.module import LitSpectron
 from lit_spectron.types import Generation, SpeechBatch
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words without punctuation: ``"Well, X-ray!"`` is ``["well", "x", "ray"]``; apostrophes stay."""
-    return re.sub(r"[^\w']|_", " ", text.lower()).split()
-
-
-def count_errors(reference: list[str], hypothesis: list[str]) -> int:
-    """Substitutions, deletions and insertions that turn one into the other."""
-    if not reference:
-        return len(hypothesis)
-    result = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
-    return result.substitutions + result.deletions + result.insertions
-
-
-def match_beginning(reference: list[str], hypothesis: list[str]) -> tuple[int, int]:
-    """The beginning of ``hypothesis`` that is nearest to ``reference``: an edit distance with a free end.
-
-    Returns:
-        Errors, and the length in words of the shortest best beginning.
-    """
-    distance = list(range(len(hypothesis) + 1))
-    for row, wanted in enumerate(reference, start=1):
-        previous, distance = distance, [row]
-        for column, found in enumerate(hypothesis, start=1):
-            distance.append(
-                min(previous[column - 1] + (wanted != found), previous[column] + 1, distance[column - 1] + 1)
-            )
-    best = min(distance)
-    return best, distance.index(best)
+from lit_spectron.word_errors import count_errors, match_beginning, words
 
 
 class WordErrorRate(FreeRunningMetric):

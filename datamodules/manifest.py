@@ -1,17 +1,38 @@
-"""Libriheavy cuts and raw Libri-Light folders to a list of utterances."""
+"""Utterances in columns: an Arrow file that is mapped into memory, so that millions of them cost what is looked at.
 
-import gzip
-import json
-import math
+A manifest is an Arrow IPC file (``.arrow``, uncompressed) with the columns of `SCHEMA`; docs/DATA.md describes them.
+"""
+
 import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from lit_spectron.audio_files import SUFFIXES
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from lit_spectron.errors import UserError
+
+# Few different values stand in many rows: each is stored once.
+NAMES = pa.dictionary(pa.int32(), pa.string())
+WORDS = pa.list_(
+    pa.struct([("text", pa.string()), ("start_seconds", pa.float64()), ("duration_seconds", pa.float64())])
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("path", NAMES),
+        ("start_seconds", pa.float64()),
+        ("duration_seconds", pa.float64()),
+        ("speaker", NAMES),
+        ("text", pa.string()),
+        ("words", WORDS),
+    ]
+)
+PLAIN_SCHEMA = pa.schema([(field.name, pa.string() if field.type == NAMES else field.type) for field in SCHEMA])
+ROWS_PER_BATCH = 65536
 
 
 @dataclass(frozen=True)
@@ -52,97 +73,143 @@ class Utterance:
         return " ".join(w.text for w in self.words if w.start_seconds + w.duration_seconds <= seconds + 1e-3)
 
 
-def read_cuts(manifest: Path, root: Path, audio_prefix: str, text_index: int) -> list[Utterance]:
-    """Libriheavy's lhotse cuts (``.jsonl`` or ``.jsonl.gz``).
+class Manifest(Sequence[Utterance]):
+    """A sequence of utterances over an Arrow table.
 
     Args:
-        manifest: The file.
-        root: Folder that stands for ``audio_prefix`` in the recordings' paths.
-        audio_prefix: The audio root written into the manifest, ``download/librilight`` in Libriheavy.
-        text_index: Which of ``custom.texts``: 0 cased and punctuated, 1 upper-case.
-
-    Raises:
-        UserError: The file is missing, empty, or a line of it is no such cut; names file and line.
+        table: With the columns of `SCHEMA`.
+        root: Folder that the table's paths are relative to.
+        rows: Which rows of the table, and in which order; None for all.
+        prepared: Whether `prepare` has seen the audio files.
     """
-    if not manifest.is_file():
-        raise UserError(f"{manifest}: no such manifest")
-    utterances = []
-    number = 0  # of the line that is being read, for the error message
-    try:
-        with (gzip.open if manifest.suffix == ".gz" else open)(manifest, "rt", encoding="utf-8") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    utterances.append(_cut_to_utterance(json.loads(line), root, audio_prefix, text_index))
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise UserError(f"{manifest}:{number}: not a Libriheavy cut: {type(error).__name__} {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{manifest}: unreadable after line {number}: {error}") from error
-    if not utterances:
-        raise UserError(f"{manifest}: holds no cuts")
-    repeated = [name for name, count in Counter(u.id for u in utterances).items() if count > 1]
-    if repeated:
-        raise UserError(f"{manifest}: {len(repeated)} ids occur more than once, the first is {repeated[0]}")
-    return utterances
 
+    def __init__(self, table: pa.Table, root: Path = Path(), rows: np.ndarray | None = None, prepared: bool = False):
+        self.table = table
+        self.root = root
+        self.rows = rows
+        self.prepared = prepared
 
-def _cut_to_utterance(cut: dict[str, Any], root: Path, audio_prefix: str, text_index: int) -> Utterance:
-    (supervision,) = cut["supervisions"]
-    texts = supervision.get("custom", {}).get("texts")
-    alignment = supervision.get("alignment", {}).get("word")
-    start, duration = float(cut["start"]), float(cut["duration"])
-    if not (math.isfinite(start) and math.isfinite(duration)):
-        raise ValueError("start or duration is not finite")
-    source = Path(cut["recording"]["sources"][0]["source"])
-    if source.is_relative_to(audio_prefix):
-        source = source.relative_to(audio_prefix)
-    return Utterance(
-        id=str(cut["id"]),
-        path=root / source,
-        start_seconds=start,
-        duration_seconds=duration,
-        speaker=str(supervision["speaker"]),
-        text=str(texts[text_index] if texts else supervision["text"]).strip(),
-        words=None if alignment is None else tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in alignment),
-    )
+    @classmethod
+    def from_utterances(cls, utterances: Iterable[Utterance], root: Path = Path()) -> "Manifest":
+        """In memory; the utterances' paths are relative to ``root``."""
+        rest = iter(utterances)
+        tables = [plain_table(part) for part in iter(lambda: list(islice(rest, ROWS_PER_BATCH)), [])]
+        names = unique_names(tables)
+        return cls(pa.concat_tables([SCHEMA.empty_table(), *(encode_names(table, names) for table in tables)]), root)
 
+    @classmethod
+    def open(cls, path: Path, root: Path) -> "Manifest":
+        """Maps a manifest into memory.
 
-def read_folders(root: Path) -> list[Utterance]:
-    """Raw Libri-Light: every audio file with a ``.json`` beside it, one utterance a voice-activity segment, no text.
-
-    Raises:
-        UserError: There is no such pair below ``root``, or a ``.json`` is not Libri-Light's; names the file.
-    """
-    utterances = list(_folder_utterances(root))
-    if not utterances:
-        raise UserError(f"{root}: holds no audio file with a .json beside it")
-    return utterances
-
-
-def _folder_utterances(root: Path) -> Iterator[Utterance]:
-    for path in sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES):
-        description = path.with_suffix(".json")
-        if not description.is_file():
-            continue
+        Raises:
+            UserError: It is missing, damaged, no manifest, or holds nothing.
+        """
+        if not path.is_file():
+            raise UserError(f"{path}: no such manifest")
         try:
-            content = json.loads(description.read_text(encoding="utf-8"))
-            speaker = str(content["speaker"])
-            segments = [(float(start), float(end)) for start, end in content["voice_activity"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{description}: not a Libri-Light description: {type(error).__name__} {error}") from error
-        name = path.relative_to(root).with_suffix("").as_posix()
-        for index, (start, end) in enumerate(segments):
-            yield Utterance(f"{name}_{index}", path, start, end - start, speaker, "")
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{path}: not a manifest, or damaged: {' '.join(str(error).split())}") from error
+        if not table.schema.equals(SCHEMA):
+            raise UserError(f"{path}: not a manifest: its columns are {', '.join(table.schema.names)}")
+        if not table.num_rows:
+            raise UserError(f"{path}: holds no utterances")
+        return cls(table, root, prepared=True)
+
+    def __len__(self) -> int:
+        return self.table.num_rows if self.rows is None else len(self.rows)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.select(np.arange(len(self))[index])
+        row = range(len(self))[index] if self.rows is None else int(self.rows[index])
+        value = {name: self.table[name][row].as_py() for name in SCHEMA.names}
+        words = None if value["words"] is None else tuple(Word(**word) for word in value["words"])
+        return Utterance(**{**value, "path": self.root / value["path"], "words": words})
+
+    def __iter__(self) -> Iterator[Utterance]:
+        return (self[index] for index in range(len(self)))
+
+    def select(self, places: np.ndarray) -> "Manifest":
+        """The utterances at some places, given as a mask or as indices."""
+        places = np.flatnonzero(places) if places.dtype == bool else places
+        rows = places.astype(np.int32) if self.rows is None else self.rows[places]
+        return Manifest(self.table, self.root, rows, self.prepared)
+
+    def numbers(self, name: str) -> np.ndarray:
+        """(N,) ``start_seconds`` or ``duration_seconds``."""
+        return self._selected(self.table[name].to_numpy())
+
+    def text_bytes(self) -> np.ndarray:
+        """(N,) lengths of the transcripts in UTF-8."""
+        return self._selected(pc.binary_length(self.table["text"]).to_numpy())
+
+    def names(self, name: str) -> tuple[np.ndarray, list[str]]:
+        """Of ``path`` or ``speaker``: (N,) codes, and the list of names that they point into."""
+        column = self.table[name].unify_dictionaries()
+        codes = [chunk.indices.to_numpy() for chunk in column.chunks]
+        values = column.chunk(0).dictionary.to_pylist() if codes else []
+        return self._selected(np.concatenate([np.zeros(0, np.int32), *codes])), values
+
+    def speakers(self) -> set[str]:
+        codes, values = self.names("speaker")
+        return {values[code] for code in np.flatnonzero(np.bincount(codes, minlength=len(values)))}
+
+    def _selected(self, values: np.ndarray) -> np.ndarray:
+        return values if self.rows is None else values[self.rows]
+
+
+def plain_table(utterances: Sequence[Utterance]) -> pa.Table:
+    """Utterances to the columns of `SCHEMA`, names as plain strings."""
+    columns: dict[str, list] = {name: [getattr(u, name) for u in utterances] for name in SCHEMA.names}
+    columns["path"] = [str(path) for path in columns["path"]]
+    columns["words"] = [None if words is None else [vars(word) for word in words] for words in columns["words"]]
+    return pa.table(columns, schema=PLAIN_SCHEMA)
+
+
+def unique_names(tables: Iterable[pa.Table]) -> dict[str, pa.Array]:
+    """Of tables with plain names, each path and each speaker once, in order of appearance."""
+    found: dict[str, list[pa.Array]] = {
+        field.name: [pa.array([], pa.string())] for field in SCHEMA if field.type == NAMES
+    }
+    for table in tables:
+        for name, arrays in found.items():
+            arrays.append(pc.unique(table[name]))
+    return {name: pc.unique(pa.chunked_array(arrays)) for name, arrays in found.items()}
+
+
+def encode_names(table: pa.Table, names: dict[str, pa.Array]) -> pa.Table:
+    """A table with plain names to one of `SCHEMA`; tables that share ``names`` can share a file."""
+    for name, values in names.items():
+        codes = [pc.index_in(chunk, value_set=values) for chunk in table[name].chunks]
+        encoded = pa.chunked_array([pa.DictionaryArray.from_arrays(part, values) for part in codes], type=NAMES)
+        table = table.set_column(table.schema.get_field_index(name), name, encoded)
+    return table.replace_schema_metadata()
+
+
+def split_speakers(speakers: Iterable[str], validation_share: float, test_share: float) -> tuple[set[str], set[str]]:
+    """Which speakers go to validation and to test: those whose names' checksums are the lowest."""
+    ordered = sorted(set(speakers), key=lambda name: (zlib.crc32(name.encode()), name))
+    first, second = round(len(ordered) * validation_share), round(len(ordered) * test_share)
+    return set(ordered[:first]), set(ordered[first : first + second])
 
 
 def split_by_speaker(
-    utterances: list[Utterance], validation_share: float, test_share: float
-) -> tuple[list[Utterance], list[Utterance], list[Utterance]]:
-    """Train, validation and test with disjoint speakers; a speaker's place depends on its name only."""
-    speakers = sorted({u.speaker for u in utterances}, key=lambda name: zlib.crc32(name.encode()))
-    validation = set(speakers[: round(len(speakers) * validation_share)])
-    test = set(speakers[len(validation) : len(validation) + round(len(speakers) * test_share)])
-    parts: tuple[list[Utterance], list[Utterance], list[Utterance]] = ([], [], [])
-    for utterance in utterances:
-        parts[1 if utterance.speaker in validation else 2 if utterance.speaker in test else 0].append(utterance)
-    return parts
+    manifest: Manifest, validation_share: float, test_share: float
+) -> tuple[Manifest, Manifest, Manifest]:
+    """Train, validation and test with disjoint speakers."""
+    validation, test = split_speakers(manifest.speakers(), validation_share, test_share)
+    codes, values = manifest.names("speaker")
+    part = np.array([1 if name in validation else 2 if name in test else 0 for name in values], dtype=np.int8)[codes]
+    return manifest.select(part == 0), manifest.select(part == 1), manifest.select(part == 2)
+
+
+def concatenate(manifests: Sequence[Manifest]) -> Manifest:
+    """One after the other; they have one root."""
+    table = pa.concat_tables([m.table for m in manifests])
+    starts = np.cumsum([0, *(m.table.num_rows for m in manifests)])
+    rows = [s + (np.arange(len(m)) if m.rows is None else m.rows) for s, m in zip(starts, manifests, strict=False)]
+    roots = {m.root for m in manifests}
+    if len(roots) > 1:
+        raise ValueError(f"manifests of different roots: {roots}")
+    return Manifest(table, roots.pop(), np.concatenate(rows).astype(np.int32), all(m.prepared for m in manifests))

@@ -12,6 +12,7 @@ COMMANDS = {
     "validate": "validate a checkpoint",
     "test": "test a checkpoint and write report.json and report.md",
     "predict": "continue every prompt of a corpus, four files each",
+    "prepare": "a corpus to manifests",
     "generate": "continue spoken prompts given as files or folders",
     "resynthesize": "speech to log-mel and back: what a vocoder makes of real speech",
 }
@@ -32,6 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
             generate(rest)
         elif command == "resynthesize":
             resynthesize(rest)
+        elif command == "prepare":
+            from datamodules.prepare_cli import main as prepare
+
+            prepare(rest)
         elif command in COMMANDS:
             # Lightning takes seconds to import; other commands and mistakes should not wait for it.
             from lit_spectron.lightning_cli import run

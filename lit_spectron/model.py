@@ -73,6 +73,15 @@ class SpectronModel(nn.Module):
         self.register_buffer("mel_frames", torch.zeros((), dtype=torch.long))
 
     @property
+    def positions_per_second(self) -> tuple[float, float]:
+        """LM positions that a second of the prompt and a second of the continuation take."""
+        frames = self.audio.sample_rate_hz / self.audio.hop_samples
+        return (
+            self.encoder.frames_per_second / self.projection.downsampling,
+            frames / self.decoder.reduction_factor,
+        )
+
+    @property
     def has_mel_statistics(self) -> bool:
         return bool(self.mel_frames > 0)
 

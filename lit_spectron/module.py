@@ -1,5 +1,7 @@
 """The LightningModule: step, log, optimisers."""
 
+import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -121,9 +123,18 @@ class LitSpectron(L.LightningModule):
         self.log(f"{stage}/loss", total, batch_size=len(batch), sync_dist=stage != "train", prog_bar=True)
         return total
 
+    def on_train_batch_start(self, batch: SpeechBatch, batch_index: int) -> None:
+        """What dropout draws depends on the seed and the batch's place in training: a resumed run draws the same."""
+        batches = self.trainer.fit_loop.total_batch_idx  # of all epochs
+        place = (os.environ.get("PL_GLOBAL_SEED", 0), batches, self.global_rank)
+        torch.manual_seed(zlib.crc32(repr(place).encode()))
+
     def training_step(self, batch: SpeechBatch, batch_index: int) -> Tensor | None:
         if not len(batch):  # every utterance of it was unreadable: counted and reported by the data module
             return None
+        # What is logged belongs to this step; Lightning's own count may be one ahead in a resumed run.
+        self.log("step", float(self.global_step), batch_size=len(batch))
+        self.log("train/padding_share", 1 - batch.lengths.sum() / batch.waveform.numel(), batch_size=len(batch))
         return self._losses(batch, "train")
 
     def on_before_optimizer_step(self, optimizer) -> None:

@@ -27,6 +27,7 @@ class SpeechBatch:
         speakers: Speaker ids.
         text: Whole transcripts.
         prompt_text: Words spoken inside the prompt, from the corpus's word times; None where it has none.
+        answers: Right answers of each, if they are questions; empty lists otherwise.
         skipped: One line for each utterance that could not be read, ``id: reason``.
     """
 
@@ -40,6 +41,7 @@ class SpeechBatch:
     speakers: list[str]
     text: list[str]
     prompt_text: list[str | None]
+    answers: list[list[str]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:

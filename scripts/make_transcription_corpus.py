@@ -3,12 +3,13 @@
 
     python scripts/make_transcription_corpus.py real --root data/librilight --cuts CUTS --recognizer whisper --out DIR
     python scripts/make_transcription_corpus.py synthetic --llm HuggingFaceTB/SmolLM2-135M-Instruct --out DIR
+    python scripts/make_transcription_corpus.py speeds --out DIR
     python scripts/make_transcription_corpus.py join --out DIR
 
 `real` cuts recorded utterances into short segments at word boundaries, by the word times of a Whisper model. Speakers
 are split into train, validation and test. `synthetic` lets the LLM write, and flite and eSpeak NG (Debian packages) say
-it in short lines, in many pitches, paces and vocal tract lengths. `join` writes the manifest for training. Everything
-is Libri-Light's layout with Libriheavy-style cuts.
+it in short lines, in many pitches, paces and vocal tract lengths. `speeds` (optional) plays the real segments faster
+and slower. `join` writes the manifest for training. Everything is Libri-Light's layout with Libriheavy-style cuts.
 """
 
 import argparse
@@ -31,7 +32,8 @@ import soundfile
 import soxr
 import torch
 
-from datamodules.manifest import Utterance, Word, read_cuts, split_by_speaker
+from datamodules.cuts import read_cuts
+from datamodules.manifest import Manifest, Utterance, Word, split_by_speaker
 from lit_spectron.audio_files import read_audio
 from lit_spectron.files import appearing_whole
 
@@ -117,7 +119,8 @@ def make_real(arguments: argparse.Namespace) -> None:
     if not link.exists():
         link.symlink_to(arguments.root.resolve())
     utterances = read_cuts(arguments.root / arguments.cuts, arguments.root, "download/librilight", 0)
-    for name, part in zip(("train", "validation", "test"), split_by_speaker(utterances, 0.1, 0.1), strict=True):
+    parts = split_by_speaker(Manifest.from_utterances(utterances), 0.1, 0.1)
+    for name, part in zip(("train", "validation", "test"), parts, strict=True):
         cuts, skipped = [], 0
         for utterance in part:
             if utterance.duration_seconds > 29.9:
@@ -246,9 +249,30 @@ def speak_line(out: Path, lengths: Seconds, seed: int, index: int, text: str) ->
     return cut(Utterance(f"synthetic/{index:06}", path, 0.0, seconds - 0.001, voice, ""), text, None)
 
 
+def make_speeds(arguments: argparse.Namespace) -> None:
+    """Plays the real segments of training faster and slower, so higher and lower: as other speakers would speak."""
+    cuts = []
+    for utterance in read_cuts(arguments.out / "real_train.jsonl.gz", arguments.out, "download/librilight", 0):
+        samples = read_audio(utterance.path, RATE_HZ, utterance.start_seconds, utterance.duration_seconds)
+        for speed in arguments.speeds:
+            played = soxr.resample(samples, RATE_HZ * speed, RATE_HZ)
+            seconds = len(played) / RATE_HZ
+            if seconds < arguments.prompt_seconds + arguments.continuation_seconds[0]:
+                continue
+            path = Path(f"speed_{speed}") / f"{utterance.id}.flac"
+            (arguments.out / path).parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(arguments.out / path, played, RATE_HZ, subtype="PCM_16")
+            name = f"{utterance.id}_{speed}"
+            other = Utterance(name, path, 0.0, seconds - 0.001, f"{utterance.speaker}_{speed}", "")
+            words = [Word(w.text, w.start_seconds / speed, w.duration_seconds / speed) for w in utterance.words or ()]
+            cuts.append(cut(other, utterance.text, words))
+    write_cuts(arguments.out / "speeds.jsonl.gz", cuts)
+
+
 def join(arguments: argparse.Namespace) -> None:
     cuts = []
-    for name in ("synthetic.jsonl.gz", *["real_train.jsonl.gz"] * arguments.repeat_real):
+    speeds = ["speeds.jsonl.gz"] if (arguments.out / "speeds.jsonl.gz").is_file() else []
+    for name in ("synthetic.jsonl.gz", *["real_train.jsonl.gz"] * arguments.repeat_real, *speeds):
         with gzip.open(arguments.out / name, "rt", encoding="utf-8") as file:
             cuts.append([json.loads(line) for line in file])
     renamed = [{**c, "id": f"{c['id']}#{copy}"} for copy, part in enumerate(cuts) for c in part]
@@ -271,10 +295,13 @@ def main() -> None:
     synthetic.add_argument("--seed", type=int, default=0, help="of texts and voices")
     synthetic.add_argument("--jobs", type=int, default=2, help="processes that speak")
     synthetic.set_defaults(run=make_synthetic)
+    speeds = commands.add_parser("speeds")
+    speeds.add_argument("--speeds", type=float, nargs="+", default=[0.9, 1.1], help="1 is as it is")
+    speeds.set_defaults(run=make_speeds)
     joined = commands.add_parser("join")
     joined.add_argument("--repeat_real", type=int, default=1, help="how often each real segment occurs in an epoch")
     joined.set_defaults(run=join)
-    for command in (real, synthetic):
+    for command in (real, synthetic, speeds):
         command.add_argument("--prompt_seconds", type=float, default=3.0, help="what data.prompt_seconds will be")
         command.add_argument(
             "--continuation_seconds",
@@ -283,7 +310,7 @@ def main() -> None:
             default=[0.6, 2.0],
             help="shortest, longest speech after it",
         )
-    for command in (real, synthetic, joined):
+    for command in (real, synthetic, speeds, joined):
         command.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     arguments.run(arguments)

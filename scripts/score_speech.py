@@ -21,11 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from callbacks.word_error_rate import count_errors, match_beginning, words
-from datamodules.manifest import Utterance, read_cuts
+from datamodules.cuts import read_cuts
+from datamodules.manifest import Utterance
 from lit_spectron.audio_files import read_audio
 from lit_spectron.generation import silent_frames
 from lit_spectron.pipeline import SpectronPipeline
+from lit_spectron.word_errors import count_errors, match_beginning, words
 
 Recognizer = Callable[[list[np.ndarray]], list[str]]
 BATCH = 20

@@ -10,8 +10,8 @@ import torch
 from callbacks import GenerationHealth, WordErrorRate
 from callbacks.base import Ratio
 from callbacks.report import as_markdown
-from callbacks.word_error_rate import count_errors, match_beginning, words
 from lit_spectron.types import Generation
+from lit_spectron.word_errors import count_errors, match_beginning, words
 
 
 def random_words(rng: random.Random, longest: int) -> list[str]:

@@ -1,20 +1,29 @@
 import gzip
 import json
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from datamodules import LibriLightDataModule
-from datamodules.batching import Collate, LengthBatchSampler, UtteranceDataset
-from datamodules.manifest import read_cuts, read_folders, split_by_speaker
+from datamodules import LibriLightDataModule, SpokenQADataModule
+from datamodules.cuts import read_cuts
+from datamodules.folders import read_folders
+from datamodules.librilight import tokens_per_byte
+from datamodules.loading import Collate, Item, PromptSplit, UtteranceDataset
+from datamodules.manifest import Manifest, Utterance, concatenate, split_by_speaker
 from lit_spectron.audio_files import read_audio
+from lit_spectron.cli import main
 from lit_spectron.errors import UserError
 from lit_spectron.llms.tokenizer import Tokenizer
 
 RATE, PREFIX = 16000, "download/librilight"
+
+
+def fixed(seconds: float) -> PromptSplit:
+    return PromptSplit("fixed", seconds, seconds, 0.1, 0)
 
 
 def cut_lines(corpus: Path) -> list[str]:
@@ -102,23 +111,48 @@ def test_raw_librilight(corpus):
         read_folders(corpus / "nothing")
 
 
+def test_a_manifest_is_what_it_was_made_from(corpus):
+    utterances = read_cuts(corpus / "cuts.jsonl.gz", Path(), PREFIX, 0)
+    utterances[3] = replace(utterances[3], words=None, text="größe")
+    manifest = Manifest.from_utterances(utterances, corpus)
+    whole = [replace(u, path=corpus / u.path) for u in utterances]
+    assert list(manifest) == whole and manifest[-1] == whole[-1] and list(manifest[2:4]) == whole[2:4]
+    assert manifest.numbers("duration_seconds").tolist() == [2.0] * 9
+    assert manifest.text_bytes().tolist() == [len(u.text.encode()) for u in utterances]
+    part = manifest.select(np.array([7, 2])).select(np.array([False, True]))
+    assert list(part) == [whole[2]] and part.numbers("start_seconds").tolist() == [4.0] and part.speakers() == {"s0"}
+    both = concatenate([manifest.select(np.arange(9) > 6), part])
+    assert list(both) == [*whole[7:], whole[2]] and both.speakers() == {"s0", "s2"}
+    with pytest.raises(IndexError):
+        manifest[9]
+
+
+def test_damaged_tables_are_named(corpus):
+    for name, content in (("no.arrow", None), ("text.arrow", b"no table"), ("empty.arrow", b"")):
+        if content is not None:
+            (corpus / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            Manifest.open(corpus / name, corpus)
+
+
 def test_splitting_by_speaker(corpus):
     utterances = read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)
-    parts = split_by_speaker(utterances, 0.34, 0.34)
+    parts = split_by_speaker(Manifest.from_utterances(utterances), 0.34, 0.34)
     speakers = [{u.speaker for u in part} for part in parts]
     assert [len(s) for s in speakers] == [1, 1, 1] and set.union(*speakers) == {"s0", "s1", "s2"}
     assert sum(map(len, parts)) == 9
-    again = split_by_speaker(utterances[::-1], 0.34, 0.34)
+    again = split_by_speaker(Manifest.from_utterances(utterances[::-1]), 0.34, 0.34)
     assert [{u.speaker for u in part} for part in again] == speakers
-    assert [len(part) for part in split_by_speaker(utterances, 0.0, 0.34)] == [6, 0, 3]
+    assert [len(p) for p in split_by_speaker(Manifest.from_utterances(utterances), 0.0, 0.34)] == [6, 0, 3]
 
 
 def test_collation(corpus):
     utterances = read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)
     utterances[1] = type(utterances[1])(**{**vars(utterances[1]), "duration_seconds": 1.5, "text": "Hé"})
     broken = type(utterances[2])(**{**vars(utterances[2]), "path": corpus / "gone.flac"})
-    dataset, tokenizer = UtteranceDataset([*utterances[:2], broken], RATE), Tokenizer()
-    batch = Collate("val", tokenizer, RATE, 0.95)([dataset[i] for i in range(3)])
+    manifest, tokenizer = Manifest.from_utterances([*utterances[:2], broken]), Tokenizer()
+    dataset = UtteranceDataset(manifest, RATE, fixed(0.95))
+    batch = Collate("val", tokenizer, RATE)([dataset[i, 0] for i in range(3)])
     assert batch.split == "val" and len(batch) == 2
     assert batch.waveform.shape == (2, 32000) and batch.waveform.dtype == torch.float32
     assert batch.lengths.tolist() == [32000, 24000] and batch.prompt_samples.tolist() == [15200, 15200]
@@ -134,54 +168,14 @@ def test_collation(corpus):
 
 def test_a_batch_of_nothing(corpus):
     utterance = read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)[0]
-    batch = Collate("train", Tokenizer(), RATE, 1.0)([(utterance, "a reason")])
+    batch = Collate("train", Tokenizer(), RATE)([Item(utterance, None, problem="a reason")])
     assert len(batch) == 0 and batch.lengths.tolist() == [] and len(batch.skipped) == 1
-
-
-DURATIONS = [1.0 + (i * 7 % 23) / 10 for i in range(53)]
-
-
-def test_sampler_gives_every_utterance_once_an_epoch():
-    for shuffle in (True, False):
-        sampler = LengthBatchSampler(DURATIONS, 4, shuffle)
-        assert sorted(i for batch in sampler for i in batch) == list(range(53))
-        assert len(list(sampler)) == len(sampler) == 14
-    assert [i for batch in LengthBatchSampler(DURATIONS, 4, False) for i in batch] == list(range(53))
-
-
-def test_sampler_shuffles_each_epoch_anew_from_the_seed():
-    sampler, same, other = (LengthBatchSampler(DURATIONS, 4, True, seed) for seed in (0, 0, 1))
-    first = list(sampler)
-    assert first == list(same) != list(other)
-    sampler.sampler.set_epoch(1)
-    assert first != list(sampler) and {frozenset(b) for b in first} != {frozenset(b) for b in sampler}
-    sampler.sampler.set_epoch(0)
-    assert first == list(sampler)
-
-
-def test_sampler_pads_little():
-    def padding(sampler) -> float:
-        return sum(max(DURATIONS[i] for i in b) * len(b) - sum(DURATIONS[i] for i in b) for b in sampler)
-
-    assert padding(LengthBatchSampler(DURATIONS, 4, True)) < 0.5 * padding(LengthBatchSampler(DURATIONS, 4, False))
-
-
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_ranks_share_an_epoch(shuffle):
-    samplers = [LengthBatchSampler(DURATIONS, 4, shuffle, 0, rank, 4) for rank in range(4)]
-    shares = [list(s) for s in samplers]
-    assert [len(s) for s in shares] == [len(s) for s in samplers]
-    counts = Counter(i for share in shares for batch in share for i in batch)
-    assert max(counts.values()) == 1
-    if shuffle:
-        assert {len(s) for s in shares} == {14 // 4}
-    else:
-        assert len(counts) == 53
 
 
 def with_model(module: LibriLightDataModule) -> LibriLightDataModule:
     """As a trainer would: the tokenizer and the rate come from the model."""
-    model = SimpleNamespace(llm=SimpleNamespace(tokenizer=Tokenizer()), audio=SimpleNamespace(sample_rate_hz=RATE))
+    audio, llm = SimpleNamespace(sample_rate_hz=RATE), SimpleNamespace(tokenizer=Tokenizer())
+    model = SimpleNamespace(llm=llm, audio=audio, positions_per_second=(10.0, 20.0))
     module.trainer = SimpleNamespace(lightning_module=SimpleNamespace(model=model), global_rank=0, world_size=1)
     return module
 
@@ -201,7 +195,7 @@ def test_data_module(corpus):
     module = data_module(corpus, lower_case=True)
     module.setup("fit")
     batches = list(module.train_dataloader())
-    assert sorted(name for b in batches for name in b.ids) == sorted(u.id for u in module.utterances["train"])
+    assert sorted(name for b in batches for name in b.ids) == sorted(u.id for u in module.manifests["train"])
     assert {b.split for b in batches} == {"train"} and [len(b) for b in module.val_dataloader()] == [4, 4, 1]
     assert batches[0].text[0].startswith("one, two, three")
 
@@ -210,14 +204,14 @@ def test_splits_without_manifests_take_their_own_speakers(corpus):
     module = data_module(corpus, val_cuts=None, test_cuts=None, val_share=0.34, test_share=0.34)
     module.setup("fit")
     module.setup("test")
-    speakers = [{u.speaker for u in module.utterances[s]} for s in ("train", "val", "test")]
+    speakers = [{u.speaker for u in module.manifests[s]} for s in ("train", "val", "test")]
     assert [len(s) for s in speakers] == [1, 1, 1] and len(set.union(*speakers)) == 3
 
 
 def test_predict_needs_no_text(corpus):
     module = data_module(corpus, train_cuts=None, val_cuts=None, test_cuts=None)
     module.setup("predict")
-    assert len(module.utterances["predict"]) == 6
+    assert len(module.manifests["predict"]) == 6
     with pytest.raises(UserError, match="train_cuts"):
         module.setup("fit")
 
@@ -243,7 +237,7 @@ def test_unusable_utterances_are_counted_and_named(corpus, changes, reason):
     module = data_module(corpus, train_cuts="spoilt.jsonl", max_skipped_share=0.2)
     with pytest.warns(UserWarning, match=f"skipped 1 of 9.*{reason}.*book_0000_1"):
         module.setup("fit")
-    assert len(module.utterances["train"]) == 8
+    assert len(module.manifests["train"]) == 8
     with pytest.raises(UserError, match=f"book_0000_1: .*{reason}.*max_skipped_share"):
         data_module(corpus, train_cuts="spoilt.jsonl", max_skipped_share=0.1).setup("fit")
 
@@ -270,7 +264,19 @@ def test_a_missing_root_is_named(tmp_path):
         data_module(tmp_path / "nowhere").setup("fit")
 
 
-@pytest.mark.parametrize("change", [{"prompt_seconds": 0.05}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt_seconds": 0.05},
+        {"batch_size": 0},
+        {"batch_size": None},
+        {"batch_seconds": 10.0},
+        {"batch_tokens": -1},
+        {"max_prompt_seconds": 2.0},
+        {"max_prompt_seconds": 0.5, "prompt_split": "pause"},
+        {"train_shares": [1.0, 2.0]},
+    ],
+)
 def test_bad_settings_are_refused(corpus, change):
     with pytest.raises(UserError, match=next(iter(change))):
         data_module(corpus, **change)
@@ -300,10 +306,119 @@ def test_the_committed_corpus_holds_its_promises(repository):
 
 
 def test_the_cache_holds_what_fits_and_changes_nothing(corpus, monkeypatch):
-    utterances = read_cuts(corpus / "cuts.jsonl.gz", corpus, "download/librilight", 0)
-    plain = [UtteranceDataset(utterances, 16000)[i][1] for i in range(3)]
-    cached = UtteranceDataset(utterances, 16000, cache_bytes=2 * plain[0].nbytes)
-    assert all(torch.equal(cached[i][1], plain[i]) for i in range(3)) and set(cached.cache) == {0, 1}
+    manifest = Manifest.from_utterances(read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0))
+    plain = [UtteranceDataset(manifest, RATE, fixed(1.0))[i, 0].waveform for i in range(3)]
+    cached = UtteranceDataset(manifest, RATE, fixed(1.0), cache_bytes=2 * plain[0].nbytes)
+    assert all(torch.equal(cached[i, 0].waveform, plain[i]) for i in range(3)) and set(cached.cache) == {0, 1}
     reads = []
-    monkeypatch.setattr("datamodules.batching.read_audio", lambda path, *_: reads.append(path) or plain[2].numpy())
-    assert all(torch.equal(cached[i][1], plain[i]) for i in range(3)) and len(reads) == 1
+    monkeypatch.setattr("datamodules.loading.read_audio", lambda path, *_: reads.append(path) or plain[2].numpy())
+    assert all(torch.equal(cached[i, 0].waveform, plain[i]) for i in range(3)) and len(reads) == 1
+
+
+def test_where_prompts_end(corpus):
+    (utterance, *_) = read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)
+    utterance = replace(utterance, duration_seconds=6.0)
+    waveform = np.ones(6 * RATE, dtype=np.float32)
+    waveform[round(2.9 * RATE) : round(3.1 * RATE)] = 0.01
+    waveform[round(4.9 * RATE) : round(5.1 * RATE)] = 0.0
+    seconds = {
+        kind: [PromptSplit(kind, 2.0, 5.0, 1.5, 0).seconds(utterance, waveform, RATE, epoch) for epoch in range(50)]
+        for kind in ("fixed", "random", "pause")
+    }
+    assert set(seconds["fixed"]) == {2.0}
+    (pause,) = set(seconds["pause"])
+    assert pause == pytest.approx(3.0, abs=0.1)  # the quieter place leaves too short a continuation
+    random = seconds["random"]
+    assert len(set(random)) == 50 and 2.0 <= min(random) < 2.3 and 4.2 < max(random) <= 4.5
+    again = PromptSplit("random", 2.0, 5.0, 1.5, 0)
+    assert [again.seconds(utterance, waveform, RATE, epoch) for epoch in range(50)] == random
+    other = PromptSplit("random", 2.0, 5.0, 1.5, 1)
+    assert other.seconds(utterance, waveform, RATE, 0) != random[0]
+    short = replace(utterance, duration_seconds=3.5)
+    assert {again.seconds(short, waveform, RATE, epoch) for epoch in range(5)} == {2.0}
+
+
+def test_batches_under_a_budget(corpus):
+    module = data_module(corpus, batch_size=None, batch_seconds=30.0, max_seconds=5.0)
+    module.setup("fit")
+    assert [len(batch) for batch in module.train_dataloader()] == [9]
+    module = data_module(corpus, batch_size=None, batch_tokens=200)
+    module.setup("fit")
+    text, speech = 18 + 2, 1.0 * 10 + 1.0 * 20
+    assert [len(b) for b in module.train_dataloader()] == [200 // round(text + speech)] * 2 + [1]
+    with pytest.raises(UserError, match=r"batch_tokens: 40 .*_\d takes 50"):
+        module = data_module(corpus, batch_size=None, batch_tokens=40)
+        module.setup("fit")
+        module.train_dataloader()
+
+
+def test_tokens_a_byte():
+    utterances = [Utterance(f"{i}", Path("x"), 0, 1, "s", "word " * (i + 1)) for i in range(50)]
+    assert tokens_per_byte(Manifest.from_utterances(utterances), str.split) == pytest.approx(0.2)
+
+
+def test_a_mixture_of_corpora(corpus):
+    (corpus / "two.jsonl").write_text("\n".join(line.replace("book_0000_", "two_") for line in cut_lines(corpus)[:3]))
+    module = data_module(corpus, train_cuts=["cuts.jsonl.gz", "two.jsonl"], train_shares=[1.0, 1.0], batch_size=1)
+    module.setup("fit")
+    ids = [name for batch in module.train_dataloader() for name in batch.ids]
+    assert len(ids) == 6 and sum("two_" in name for name in ids) == 3
+    both = data_module(corpus, train_cuts=["cuts.jsonl.gz", "two.jsonl"])
+    both.setup("fit")
+    assert sum(len(batch) for batch in both.train_dataloader()) == 12
+
+
+def test_a_prepared_manifest_is_read_as_the_cuts_are(corpus):
+    prepare_options = ["--layout", "cuts", "--cuts", "cuts.jsonl.gz", "--min_seconds", "1", "--val_share", "0.34"]
+    main(["prepare", "librilight", "--root", str(corpus), "--out", str(corpus / "made"), *prepare_options])
+    module = data_module(corpus, train_cuts="made/train.arrow", val_cuts="made/val.arrow", test_cuts=None)
+    module.setup("fit")
+    assert {len(module.manifests[s]) for s in ("train", "val")} == {6, 3}
+    cuts = {u.id: u for u in read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)}
+    assert all(cuts[u.id] == u for split in ("train", "val") for u in module.manifests[split])
+    (corpus / "small/s0/book/book_0000.flac").unlink()
+    lost = data_module(corpus, train_cuts="made/train.arrow", val_cuts="made/val.arrow", max_skipped_share=0.1)
+    lost.setup("fit")
+    with pytest.raises(UserError, match=r"book_0000_\d: .*no such file"):
+        for loader in (lost.train_dataloader(), lost.val_dataloader()):
+            for batch in loader:
+                lost.on_after_batch_transfer(batch, 0)
+
+
+@pytest.fixture
+def questions(corpus) -> Path:
+    table = corpus / "questions.tsv"
+    audio = "small/s1/book/book_0000.wav"
+    rows = [
+        "Questions\tAnswer\tWav Filename",
+        f"Where?\tCôte\t{audio}",
+        f'Who?\t["a", "b"]\t{audio}',
+        "When?\tnow\tgone.wav",
+    ]
+    table.write_bytes("\r\n".join(rows).encode())
+    return table
+
+
+def test_spoken_questions(questions):
+    module = with_model(SpokenQADataModule(str(questions)))
+    module.setup("predict")
+    (batch,) = module.predict_dataloader()
+    assert batch.text == ["Where?", "Who?"] and batch.answers == [["Côte"], ["a", "b"]] and batch.split == "predict"
+    assert batch.lengths.tolist() == batch.prompt_samples.tolist() == [6 * RATE] * 2
+    assert [path.name for path in module.missing] == ["gone.wav"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"table": "none.tsv"}, "none.tsv"),
+        ({"answer_column": "Answers"}, "no column Answers"),
+        ({"audio_root": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_bad_tables_of_questions_are_named(questions, change, message):
+    with pytest.raises(UserError, match=message):
+        SpokenQADataModule(**{"table": str(questions), **change}).setup("test")
+    questions.write_text(questions.read_text() + "\nWhy?\t\tx.wav")
+    with pytest.raises(UserError, match=r"questions\.tsv:5"):
+        SpokenQADataModule(str(questions)).setup("test")

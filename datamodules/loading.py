@@ -1,0 +1,203 @@
+"""From a manifest and a plan to batches of waveforms."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.manifest import Manifest, Utterance
+from datamodules.sampling import PlannedBatchSampler
+from datamodules.segmentation import quietest
+from lit_spectron.audio_files import read_audio
+from lit_spectron.errors import UserError
+from lit_spectron.llms.tokenizer import Tokenizer
+from lit_spectron.types import SpeechBatch
+
+
+@dataclass(frozen=True)
+class PromptSplit:
+    """Where an utterance is split into prompt and continuation.
+
+    Args:
+        kind: ``fixed``: after ``min_seconds``. ``random``: anywhere up to ``max_seconds``, elsewhere in each epoch of
+            training. ``pause``: at the quietest place up to ``max_seconds``.
+        min_seconds: Shortest prompt.
+        max_seconds: Longest prompt.
+        continuation_seconds: Shortest continuation.
+        seed: Of random places.
+    """
+
+    kind: Literal["fixed", "random", "pause"]
+    min_seconds: float
+    max_seconds: float
+    continuation_seconds: float
+    seed: int
+
+    def seconds(self, utterance: Utterance, waveform: np.ndarray, sample_rate_hz: int, epoch: int) -> float:
+        """Length of an utterance's prompt."""
+        latest = min(self.max_seconds, utterance.duration_seconds - self.continuation_seconds)
+        if self.kind == "fixed" or latest <= self.min_seconds:
+            return self.min_seconds
+        if self.kind == "random":
+            return random.Random(f"{self.seed} {epoch} {utterance.id}").uniform(self.min_seconds, latest)
+        first, last = (round(seconds * sample_rate_hz) for seconds in (self.min_seconds, latest))
+        return (first + quietest(waveform[first:last], sample_rate_hz)) / sample_rate_hz
+
+
+@dataclass
+class Item:
+    """An utterance as it was read.
+
+    Attributes:
+        utterance: What was read.
+        waveform: (T,) float32; None if it could not be read.
+        prompt_seconds: Where its continuation begins.
+        problem: Why it could not be read.
+        answers: Right answers, if it is a question.
+    """
+
+    utterance: Utterance
+    waveform: torch.Tensor | None
+    prompt_seconds: float = 0.0
+    problem: str = ""
+    answers: list[str] = field(default_factory=list)
+
+
+class UtteranceDataset(Dataset):
+    """Reads utterances; one that can't be read comes back as the reason why.
+
+    Args:
+        manifest: What to read.
+        sample_rate_hz: Of every file.
+        split: Where prompts end.
+        cache_bytes: Samples that are kept in memory once they are decoded; the rest is read anew each time.
+    """
+
+    def __init__(self, manifest: Manifest, sample_rate_hz: int, split: PromptSplit, cache_bytes: int = 0):
+        self.manifest = manifest
+        self.sample_rate_hz = sample_rate_hz
+        self.split = split
+        self.free_bytes = cache_bytes
+        self.cache: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, place: tuple[int, int]) -> Item:
+        """The utterance of an index, in an epoch."""
+        index, epoch = place
+        utterance = self.manifest[index]
+        try:
+            samples = self._samples(index, utterance)
+        except UserError as error:
+            return Item(utterance, None, problem=str(error))
+        seconds = self.split.seconds(utterance, samples, self.sample_rate_hz, epoch)
+        return Item(utterance, torch.from_numpy(samples), seconds)
+
+    def _samples(self, index: int, utterance: Utterance) -> np.ndarray:
+        if index in self.cache:
+            return self.cache[index]
+        samples = read_audio(utterance.path, self.sample_rate_hz, utterance.start_seconds, utterance.duration_seconds)
+        if samples.nbytes <= self.free_bytes:
+            self.free_bytes -= samples.nbytes
+            self.cache[index] = samples
+        return samples
+
+
+class Collate:
+    """Items to a `SpeechBatch`.
+
+    Args:
+        split: Name of the split.
+        tokenizer: The LLM's own.
+        sample_rate_hz: Of the waveforms.
+        lower_case: Whether transcripts are lower-cased.
+    """
+
+    def __init__(self, split: str, tokenizer: Tokenizer, sample_rate_hz: int, lower_case: bool = False):
+        self.split = split
+        self.tokenizer = tokenizer
+        self.sample_rate_hz = sample_rate_hz
+        self.lower_case = lower_case
+
+    def __call__(self, items: list[Item]) -> SpeechBatch:
+        read = [item for item in items if item.waveform is not None]
+        waveforms = [item.waveform for item in read if item.waveform is not None] or [torch.zeros(0)]
+        texts = [item.utterance.text for item in read]
+        texts = [text.lower() for text in texts] if self.lower_case else texts
+        tokens = [torch.tensor(self.tokenizer.encode(text), dtype=torch.long) for text in texts]
+        prompts = [round(item.prompt_seconds * self.sample_rate_hz) for item in read]
+        return SpeechBatch(
+            split=self.split,
+            waveform=pad_sequence(waveforms, batch_first=True),
+            lengths=torch.tensor([len(item.waveform) for item in read if item.waveform is not None], dtype=torch.long),
+            prompt_samples=torch.tensor(prompts, dtype=torch.long),
+            tokens=pad_sequence(
+                tokens or [torch.zeros(0, dtype=torch.long)], batch_first=True, padding_value=self.tokenizer.pad_id
+            ),
+            token_lengths=torch.tensor([len(ids) for ids in tokens], dtype=torch.long),
+            ids=[item.utterance.id for item in read],
+            speakers=[item.utterance.speaker for item in read],
+            text=texts,
+            prompt_text=[item.utterance.text_before(item.prompt_seconds) for item in read],
+            answers=[item.answers for item in read],
+            skipped=[f"{item.utterance.id}: {item.problem}" for item in items if item.waveform is None],
+        )
+
+
+class _WithEpoch:
+    """A sampler's batches, each index with the epoch that it is read in."""
+
+    def __init__(self, sampler: PlannedBatchSampler):
+        self.plan = sampler
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([(index, self.plan.epoch) for index in batch] for batch in self.plan)
+
+
+class ResumableLoader(DataLoader):
+    """A loader that goes on at the very batch where a checkpoint was written.
+
+    Lightning keeps the state of such loaders in its checkpoints. It is the epoch and a number of batches; the plan of
+    the epoch is computed again. So it does not matter how many workers or processes there were.
+
+    Epochs are counted here, and while shuffling a pass begins where the last one ended: after `max_steps` has cut an
+    epoch short, Lightning resumes with another idea of where in it the run is.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: PlannedBatchSampler, collate: Collate, workers: int):
+        self.plan = sampler
+        self.batches = 0  # that this epoch has had, of all processes together
+        super().__init__(
+            dataset,
+            batch_sampler=_WithEpoch(sampler),
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[SpeechBatch]:  # type: ignore[override]
+        plan = self.plan
+        if not plan.shuffle:
+            self.batches = 0
+        elif self.batches >= len(plan) * plan.world_size:
+            plan.epoch, self.batches = plan.epoch + 1, 0
+        plan.first = self.batches
+        for batch in super().__iter__():
+            self.batches += plan.world_size
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.plan.epoch, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.plan.epoch = state["epoch"]
+        self.batches = state["batches"] // self.plan.world_size * self.plan.world_size

@@ -1,0 +1,125 @@
+"""The command `prepare`."""
+
+import argparse
+from pathlib import Path
+
+from lit_spectron.errors import UserError
+
+TASKS = {"librilight": "a corpus to manifests", "export": "a manifest to lhotse's cuts or Shar"}
+USAGE = "usage: python -m lit_spectron prepare {" + ",".join(TASKS) + "} [--help] ..."
+
+
+def main(arguments: list[str]) -> None:
+    """
+    Raises:
+        UserError: A mistake on the command line or in the corpus, in one line.
+    """
+    task, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if task in ("", "-h", "--help"):
+        print(USAGE, *(f"  {name:14}{text}" for name, text in TASKS.items()), sep="\n")
+    elif task == "librilight":
+        prepare_librilight(rest)
+    elif task == "export":
+        export_manifest(rest)
+    else:
+        raise UserError(f"no such task: prepare {task}; there are {', '.join(TASKS)}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise argparse.ArgumentTypeError(f"{text}: not of the form i/n with i from 0 to n - 1")
+    return int(index), int(count)
+
+
+def librilight_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_spectron prepare librilight",
+        description="Turns a corpus into OUT/train.arrow, val.arrow and test.arrow, which point into its files (none "
+        "is re-encoded), OUT/report.md and report.json, which account for every second of it, problems.txt, with a "
+        "line for every bad file, and lengths.png. Killed, it goes on where it was when it is started again.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--root", required=True, help="folder of the corpus; the manifests' paths are relative to it (data.root)")
+    add("--out", type=Path, required=True, help="folder to write into")
+    add(
+        "--layout",
+        choices=("librilight", "cuts", "librispeech", "audio"),
+        default="librilight",
+        help="librilight: FILE.json with voice_activity beside FILE.flac; cuts: Libriheavy's; librispeech: "
+        "SPEAKER/CHAPTER with .trans.txt; audio: any files, the folder is the speaker, a .txt beside a file its text",
+    )
+    add("--jobs", type=int, default=1, help="processes")
+    add("--shard", type=_shard, default="0/1", metavar="I/N", help="do the I-th of N shares; the last to end merges")
+    lengths = parser.add_argument_group("utterances")
+    add = lengths.add_argument
+    add("--min_seconds", type=float, default=4.0, help="shorter ones are dropped")
+    add("--max_seconds", type=float, default=20.0, help="longest; voice activity is cut, transcribed audio dropped")
+    add("--max_gap_seconds", type=float, default=1.0, help="longest silence inside one, by the voice activity")
+    add("--sample_rate_hz", type=int, default=16000, help="that files must have")
+    add("--verify", action="store_true", help="decode every utterance, not the end of each file only")
+    add("--val_share", type=float, default=0.01, help="of the speakers")
+    add("--test_share", type=float, default=0.01, help="of the speakers")
+    cuts = parser.add_argument_group("layout cuts")
+    cuts.add_argument("--cuts", nargs="+", default=[], metavar="FILE", help="manifests, relative to the root")
+    cuts.add_argument("--audio_prefix", default="download/librilight", help="audio root that they were written with")
+    cuts.add_argument("--text_index", type=int, default=0, help="of Libriheavy's texts: 0 cased, 1 upper-case")
+    labels = parser.add_argument_group("transcripts")
+    add = labels.add_argument
+    add("--recognizer", help="Whisper model (hub id or folder) that transcribes what has no text")
+    add("--language", help="what a multilingual recogniser is told, such as en")
+    add("--word_times", action="store_true", help="keep the recogniser's word times, too")
+    add("--batch_size", type=int, default=16, help="utterances that it hears together")
+    add("--device", default="cpu", help="of the recogniser")
+    add(
+        "--max_disagreement",
+        type=float,
+        help="drop texts that the recogniser hears with more word errors than this share",
+    )
+    add("--min_characters_per_second", type=float, default=3.0, help="drop texts that are too short for their audio")
+    add("--max_characters_per_second", type=float, default=30.0, help="drop texts that are too long for it")
+    return parser
+
+
+def prepare_librilight(arguments: list[str]) -> None:
+    """`prepare librilight`."""
+    options = vars(librilight_parser().parse_args(arguments))
+    from datamodules.preparation import Settings, prepare
+
+    own = {name: options.pop(name) for name in ("out", "jobs", "device", "batch_size")}
+    shard, shards = options.pop("shard")
+    if own["jobs"] < 1 or own["batch_size"] < 1:
+        raise UserError("--jobs, --batch_size: must be at least 1")
+    if (options["layout"] == "cuts") != bool(options["cuts"]):
+        raise UserError("--cuts: names the manifests of --layout cuts, and of no other")
+    settings = Settings(**{**options, "cuts": tuple(options["cuts"])}, shards=shards)
+    if prepare(settings, shard=shard, **own):
+        print((own["out"] / "report.md").read_text(encoding="utf-8"), end="")
+
+
+def export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_spectron prepare export",
+        description="Writes a manifest's utterances as lhotse's cuts, or packs them, with their audio, into its Shar.",
+    )
+    add = parser.add_argument
+    add("--manifest", type=Path, required=True, help="an .arrow file that `prepare librilight` wrote")
+    add("--root", type=Path, required=True, help="folder that its paths are relative to")
+    add("--out", type=Path, required=True, help="NAME.jsonl.gz for cuts, a folder for Shar")
+    add("--shard_size", type=int, default=1000, help="utterances in a shard of Shar (default: %(default)s)")
+    return parser
+
+
+def export_manifest(arguments: list[str]) -> None:
+    """`prepare export`."""
+    options = export_parser().parse_args(arguments)
+    from datamodules.cuts import write_cuts, write_shar
+    from datamodules.manifest import Manifest
+
+    manifest = Manifest.open(options.manifest, options.root)
+    if options.out.name.endswith((".jsonl.gz", ".jsonl")):
+        write_cuts(options.out, manifest)
+    else:
+        write_shar(options.out, manifest, options.shard_size)
+    print(f"{options.out}: {len(manifest)} cuts")

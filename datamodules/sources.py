@@ -1,0 +1,337 @@
+"""What there is to prepare: a source lists its items and turns each into pieces, kept or dropped, that fill its time.
+
+An item is an audio file below the root, or a line of a manifest of cuts. Paths are relative to the root.
+"""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import soundfile
+
+from datamodules.cuts import parse_cut, read_lines
+from datamodules.manifest import Utterance
+from datamodules.segmentation import Interval, merged, quietest, segments
+from lit_spectron.audio_files import SUFFIXES, read_audio
+from lit_spectron.errors import UserError
+
+KEPT = "kept"
+END_SECONDS = 0.1  # so much of a file's end is decoded, to see whether the file is whole
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long utterances are to be.
+
+    Args:
+        min_seconds: Shorter ones are dropped.
+        max_seconds: Longer ones are cut at quiet places where they have no text, else dropped.
+        max_gap_seconds: Longest silence between two stretches of voice activity inside an utterance.
+    """
+
+    min_seconds: float
+    max_seconds: float
+    max_gap_seconds: float
+
+    def refusal(self, seconds: float) -> str | None:
+        """Why an utterance of this length is dropped, if it is."""
+        if seconds < self.min_seconds:
+            return "shorter than min_seconds"
+        return "longer than max_seconds" if seconds > self.max_seconds else None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of the input and what becomes of it.
+
+    Attributes:
+        samples: How much of it, at ``rate_hz``.
+        rate_hz: The file's own rate.
+        fate: `KEPT`, or why it is dropped.
+        utterance: If it is kept.
+        problem: One line that names what is wrong with a file; empty where nothing is.
+    """
+
+    samples: int
+    rate_hz: int
+    fate: str
+    utterance: Utterance | None = None
+    problem: str = ""
+
+
+class Unusable(Exception):
+    """A file of no use: why in a few words, in one line with its name, and how many samples are lost with it."""
+
+    def __init__(self, fate: str, path: Path, detail: str = "", samples: int = 0, rate_hz: int = 1):
+        super().__init__(fate)
+        self.piece = Piece(samples, rate_hz, fate, problem=f"{path}: {detail or fate}")
+
+
+class Source(ABC):
+    """
+    Args:
+        root: Folder of the audio.
+        sample_rate_hz: What files must have.
+        lengths: How long utterances are to be.
+        verify: Whether every utterance is decoded; otherwise only the end of each file.
+    """
+
+    items_per_part: int
+
+    def __init__(self, root: Path, sample_rate_hz: int, lengths: Lengths, verify: bool):
+        self.root = root
+        self.sample_rate_hz = sample_rate_hz
+        self.lengths = lengths
+        self.verify = verify
+        self.notes: Counter[str] = Counter()
+
+    @abstractmethod
+    def items(self) -> Iterator[str]:
+        """In an order that depends on nothing but the input. What can't be listed is an item, too."""
+
+    @abstractmethod
+    def pieces(self, item: str) -> Iterator[Piece]:
+        """What becomes of an item, without gaps."""
+
+    def read(self, path: Path, start_seconds: float, duration_seconds: float):
+        return read_audio(self.root / path, self.sample_rate_hz, start_seconds, duration_seconds)
+
+    def judge(self, utterance: Utterance, samples: int, whole: bool) -> Piece:
+        """An utterance inside a file, which may be damaged unless it is ``whole``."""
+        fate, problem = self.lengths.refusal(samples / self.sample_rate_hz), ""
+        if fate is None and (self.verify or not whole):
+            try:
+                self.read(utterance.path, utterance.start_seconds, utterance.duration_seconds)
+            except UserError as error:
+                fate, problem = "unreadable audio", str(error)
+        return Piece(samples, self.sample_rate_hz, fate or KEPT, None if fate else utterance, problem)
+
+
+@lru_cache(maxsize=256)
+def read_header(path: Path, sample_rate_hz: int) -> tuple[int, bool]:
+    """Samples of a mono file at the right rate, and whether its end can be decoded.
+
+    Raises:
+        Unusable: It is anything else.
+    """
+    if not path.is_file():
+        raise Unusable("no such file", path)
+    try:
+        info = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise Unusable("unreadable audio", path, f"unreadable audio: {str(error).splitlines()[0]}") from error
+    if info.frames == 0:
+        raise Unusable("no samples", path)
+    if info.samplerate != sample_rate_hz:
+        detail = f"sampled at {info.samplerate} Hz, not {sample_rate_hz} Hz"
+        raise Unusable("another sampling rate", path, detail, info.frames, info.samplerate)
+    if info.channels != 1:
+        raise Unusable("not mono", path, f"has {info.channels} channels", info.frames, info.samplerate)
+    seconds = info.frames / info.samplerate
+    try:
+        read_audio(path, sample_rate_hz, max(0.0, seconds - END_SECONDS), min(seconds, END_SECONDS))
+    except UserError:
+        return info.frames, False
+    return info.frames, True
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is known of an audio file besides its sound.
+
+    Attributes:
+        speaker: Speaker id.
+        text: What is said in the whole file; empty where that is not known.
+        activity: Where someone speaks; None where that is not known.
+    """
+
+    speaker: str
+    text: str = ""
+    activity: list[Interval] | None = None
+
+
+class FileSource(Source):
+    """Audio files below the root."""
+
+    items_per_part = 16
+
+    def items(self) -> Iterator[str]:
+        unlisted: list[OSError] = []
+        found: list[str] = []
+        visited: set[str] = set()
+        for folder, below, names in os.walk(self.root, onerror=unlisted.append, followlinks=True):
+            real = os.path.realpath(folder)
+            if real in visited:  # links may lead in circles
+                below.clear()
+                continue
+            visited.add(real)
+            here = Path(folder).relative_to(self.root)
+            found += [(here / name).as_posix() for name in names if Path(name).suffix.lower() in SUFFIXES]
+        found += [f"{Path(error.filename).relative_to(self.root).as_posix()}/" for error in unlisted]
+        yield from sorted(found)
+
+    def pieces(self, item: str) -> Iterator[Piece]:
+        try:
+            if item.endswith("/"):
+                raise Unusable("unreadable folder", self.root / item)
+            yield from self._file_pieces(Path(item))
+        except Unusable as unusable:
+            yield unusable.piece
+
+    def _file_pieces(self, path: Path) -> Iterator[Piece]:
+        rate = self.sample_rate_hz
+        frames, whole = read_header(self.root / path, rate)
+        try:
+            known = self.describe(path)
+            stretches = (
+                [(0.0, frames / rate)] if known.text else list(self._stretches(path, known.activity, frames / rate))
+            )
+        except Unusable as unusable:
+            raise Unusable(unusable.piece.fate, self.root / path, samples=frames, rate_hz=rate) from unusable
+        except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            detail = f"its description is not understood: {type(error).__name__} {error}"
+            raise Unusable("bad description", self.root / path, detail, frames, rate) from error
+        name, silent = path.with_suffix("").as_posix(), frames
+        for index, (start, end) in enumerate(stretches):
+            first, last = round(start * rate), min(round(end * rate), frames)
+            silent -= last - first
+            utterance = Utterance(
+                id=name if known.text else f"{name}_{index}",
+                path=path,
+                start_seconds=first / rate,
+                duration_seconds=(last - first) / rate,
+                speaker=known.speaker,
+                text=known.text,
+            )
+            yield self.judge(utterance, last - first, whole)
+        if silent:
+            yield Piece(silent, rate, "silence between utterances")
+
+    def _stretches(self, path: Path, activity: list[Interval] | None, seconds: float) -> Iterator[Interval]:
+        if activity is None:
+            activity = [(0.0, seconds)]
+        elif not activity:
+            raise Unusable("no voice activity", path)
+        self.notes["voice activity beyond the end of its file"] += sum(end > seconds for _, end in activity)
+
+        def quiet_place(start: float, end: float) -> float:
+            self.notes["cut at a quiet place, being longer than max_seconds"] += 1
+            try:
+                return start + quietest(self.read(path, start, end - start), self.sample_rate_hz) / self.sample_rate_hz
+            except UserError:  # damaged there: `judge` says so
+                return end
+
+        yield from segments(
+            merged(activity, seconds), self.lengths.max_seconds, self.lengths.max_gap_seconds, quiet_place
+        )
+
+    @abstractmethod
+    def describe(self, path: Path) -> Description:
+        """What is known of a file.
+
+        Raises:
+            Unusable: So little that it can't be used.
+        """
+
+
+class LibriLightFolders(FileSource):
+    """Raw Libri-Light: ``FILE.json`` beside ``FILE.flac``, with ``speaker`` and ``voice_activity`` (seconds)."""
+
+    def describe(self, path: Path) -> Description:
+        description = (self.root / path).with_suffix(".json")
+        if not description.is_file():
+            raise Unusable("no .json beside it", path)
+        content = json.loads(description.read_text(encoding="utf-8"))
+        if not content.get("voice_activity"):
+            raise Unusable("no voice activity in its .json", path)
+        return Description(
+            str(content["speaker"]), activity=[(float(start), float(end)) for start, end in content["voice_activity"]]
+        )
+
+
+class LibriSpeechFolders(FileSource):
+    """LibriSpeech: ``SPEAKER/CHAPTER/ID.flac``; in each chapter ``SPEAKER-CHAPTER.trans.txt`` of lines ``ID TEXT``."""
+
+    def describe(self, path: Path) -> Description:
+        folder = self.root / path.parent
+        text = _chapter_texts(folder / f"{path.parent.parent.name}-{path.parent.name}.trans.txt").get(path.stem)
+        if not text:
+            raise Unusable("no transcript", path)
+        return Description(path.parent.parent.name, text)
+
+
+@cache
+def _chapter_texts(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return {name: text.strip() for name, _, text in (line.partition(" ") for line in lines)}
+
+
+class AudioFolders(FileSource):
+    """Any audio: the folder that a file lies in is its speaker, a ``.txt`` beside it what is said."""
+
+    def describe(self, path: Path) -> Description:
+        transcript = (self.root / path).with_suffix(".txt")
+        text = " ".join(transcript.read_text(encoding="utf-8").split()) if transcript.is_file() else ""
+        return Description(path.parent.name or "unknown", text)
+
+
+class Cuts(Source):
+    """Libriheavy's cuts, one line an item.
+
+    Args:
+        manifests: Files of cuts.
+        audio_prefix: The audio root that they were written with; ``root`` stands for it.
+        text_index: Which of Libriheavy's texts.
+    """
+
+    items_per_part = 1000
+
+    def __init__(
+        self,
+        root: Path,
+        sample_rate_hz: int,
+        lengths: Lengths,
+        verify: bool,
+        manifests: Sequence[Path],
+        audio_prefix: str,
+        text_index: int,
+    ):
+        super().__init__(root, sample_rate_hz, lengths, verify)
+        self.manifests = manifests
+        self.audio_prefix = audio_prefix
+        self.text_index = text_index
+
+    def items(self) -> Iterator[str]:
+        for path in self.manifests:
+            try:
+                for number, line in read_lines(path):
+                    yield f"{path.name}:{number}\t{line}"
+            except UserError as error:
+                yield f"{error}\t"
+
+    def pieces(self, item: str) -> Iterator[Piece]:
+        place, _, line = item.partition("\t")
+        rate = self.sample_rate_hz
+        try:
+            utterance = parse_cut(line, Path(), self.audio_prefix, self.text_index)
+        except ValueError as error:
+            yield Piece(0, rate, "not a cut", problem=f"{place}: {error}" if line else place)
+            return
+        samples = round(utterance.duration_seconds * rate)
+        try:
+            frames, whole = read_header(self.root / utterance.path, rate)
+        except Unusable as unusable:
+            yield Piece(samples, rate, unusable.piece.fate, problem=unusable.piece.problem)
+            return
+        if round(utterance.start_seconds * rate) + samples > frames + 1:
+            problem = f"{place}: {utterance.id} ends after its file, which has {frames / rate:.3f} s"
+            yield Piece(samples, rate, "ends after its file", problem=problem)
+        else:
+            yield self.judge(utterance, samples, whole)

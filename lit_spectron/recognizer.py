@@ -1,0 +1,83 @@
+"""Speech to text by a pre-trained Whisper model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+LONGEST_SECONDS = 30.0  # of Whisper's window
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What was heard.
+
+    Attributes:
+        text: As the model writes it.
+        words: Of each word its text, start and end in seconds; None unless asked for.
+    """
+
+    text: str
+    words: list[tuple[str, float, float]] | None = None
+
+
+class WhisperRecognizer:
+    """Greedy transcription of stretches of up to 30 s.
+
+    Args:
+        source: Hub id or folder of a Whisper model.
+        sample_rate_hz: Of the waveforms.
+        device: ``cpu``, ``cuda``, ...
+        batch_size: Waveforms transcribed together.
+        language: Of multilingual models, as Whisper names it (``en``); None lets the model decide.
+        word_times: Whether words come with times (several times slower).
+
+    Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
+    """
+
+    def __init__(
+        self,
+        source: str,
+        sample_rate_hz: int,
+        device: str = "cpu",
+        batch_size: int = 16,
+        language: str | None = None,
+        word_times: bool = False,
+    ):
+        from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer, pipeline
+
+        model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+        self._pipeline = pipeline(
+            "automatic-speech-recognition",
+            model,
+            tokenizer=WhisperTokenizer.from_pretrained(source),
+            feature_extractor=WhisperFeatureExtractor.from_pretrained(source),
+            device=device,
+        )
+        self.sample_rate_hz = sample_rate_hz
+        self.batch_size = batch_size
+        self.word_times = word_times
+        multilingual = getattr(model.generation_config, "is_multilingual", False)
+        self._options = {"language": language, "task": "transcribe"} if multilingual else {}
+
+    @torch.inference_mode()
+    def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+        """(T,) float32 waveforms to what is said in them."""
+        inputs: Any = [{"raw": waveform, "sampling_rate": self.sample_rate_hz} for waveform in waveforms]
+        results = self._pipeline(
+            inputs,
+            batch_size=self.batch_size,
+            return_timestamps="word" if self.word_times else False,
+            generate_kwargs=self._options,
+        )
+        return [Transcript(r["text"].strip(), self._words(r) if self.word_times else None) for r in results]
+
+    @staticmethod
+    def _words(result: dict) -> list[tuple[str, float, float]]:
+        """Words whose times make sense; Whisper leaves some without an end."""
+        chunks = [(c["text"].strip(), *c["timestamp"]) for c in result["chunks"]]
+        return [
+            (text, float(a), float(b)) for text, a, b in chunks if text and a is not None and b is not None and a < b
+        ]

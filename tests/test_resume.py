@@ -1,0 +1,47 @@
+"""A run that was stopped and goes on is the run that was never stopped: the same batches and losses, bit for bit."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lit_spectron.cli import main
+
+STEPS = 11  # of 3 batches an epoch
+
+
+def fit(corpus: Path, out: Path, *arguments: str) -> None:
+    base = [
+        "fit",
+        *("--config", "conf/quickstart.yaml", "--trainer.logger.init_args.save_dir", str(out)),
+        *("--data.root", str(corpus), "--data.train_cuts", "cuts.jsonl.gz", "--data.val_cuts", "cuts.jsonl.gz"),
+        *("--data.test_cuts", "cuts.jsonl.gz", "--data.prompt_seconds", "0.5", "--data.batch_size", "3"),
+        *("--data.prompt_split", "random", "--data.max_prompt_seconds", "1.0"),
+        *("--model.llm", "conf/llm/llama_tiny.yaml", "--model.optimizer.total_steps", str(STEPS)),
+        *("--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "5", "--model.generated_utterances", "2"),
+        *("--model.generation.max_speech_seconds", "0.2", "--model.generation.max_text_tokens", "2"),
+        *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    ]
+    main([*base, *arguments])
+
+
+def curve(out: Path, version: int) -> dict[int, tuple[str, ...]]:
+    with (out / f"quickstart/version_{version}/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    return {int(row["step"]): tuple(v for k, v in row.items() if k.startswith("train/")) for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "workers"), [(4, (0, 0)), (6, (0, 0)), (5, (2, 0)), (4, (0, 2))])
+def test_resumed_equals_uninterrupted(corpus, tmp_path, repository, monkeypatch, stop, workers):
+    monkeypatch.chdir(repository)
+    fit(corpus, tmp_path / "whole", "--trainer.max_steps", str(STEPS))
+    whole = curve(tmp_path / "whole", 0)
+    assert len(whole) == STEPS and len(set(whole.values())) == STEPS
+    fit(corpus, tmp_path / "cut", "--trainer.max_steps", str(stop), "--data.workers", str(workers[0]))
+    last = tmp_path / "cut/quickstart/version_0/checkpoints/last.ckpt"
+    more = ("--ckpt_path", str(last), "--data.workers", str(workers[1]))
+    fit(corpus, tmp_path / "cut", "--trainer.max_steps", str(STEPS), *more)
+    assert {**curve(tmp_path / "cut", 0), **curve(tmp_path / "cut", 1)} == whole
+    shutil.rmtree(tmp_path)

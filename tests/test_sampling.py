@@ -1,0 +1,112 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from datamodules.sampling import BatchLimits, Mixture, PlannedBatchSampler, buckets
+
+SIZES = np.random.default_rng(0).gamma(8.0, 1.5, 997) + 1.0
+
+
+def sampler(**changes) -> PlannedBatchSampler:
+    values = {"sizes": SIZES, "limits": BatchLimits(None, 120.0), "shuffle": True}
+    return PlannedBatchSampler(**{**values, **changes})
+
+
+def padding(batches: list[list[int]]) -> float:
+    padded = sum(len(b) * SIZES[b].max() for b in batches)
+    return 1 - sum(SIZES[b].sum() for b in batches) / padded
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("limits", [BatchLimits(None, 120.0), BatchLimits(7), BatchLimits(7, 60.0)])
+def test_every_utterance_once_an_epoch_within_the_limits(shuffle, limits):
+    one = sampler(shuffle=shuffle, limits=limits)
+    batches = list(one)
+    assert sorted(i for batch in batches for i in batch) == list(range(997)) and len(batches) == len(one)
+    for batch in batches:
+        assert len(batch) <= (limits.utterances or 997)
+        assert len(batch) * SIZES[batch].max() <= (limits.size or 1e9) * (1 + 1e-6)
+    if not shuffle:
+        assert [i for batch in batches for i in batch] == list(range(997))
+
+
+def test_little_is_padded_and_the_budget_is_used():
+    batches = list(sampler())
+    assert padding(batches) < 0.06 < 0.25 < padding(list(sampler(shuffle=False)))
+    assert np.mean([len(b) * SIZES[b].max() for b in batches]) > 0.85 * 120
+
+
+def test_each_epoch_is_shuffled_anew_from_the_seed():
+    one, same, other = sampler(), sampler(), sampler(seed=1)
+    first = list(one)
+    assert first == list(same) != list(other)
+    one.epoch = 1
+    second = list(one)
+    assert first != second and {frozenset(b) for b in first}.isdisjoint({frozenset(b) for b in second if len(b) > 3})
+    one.epoch = 0
+    assert first == list(one)
+    lengths = [SIZES[batch].mean() for batch in first]
+    assert abs(np.corrcoef(lengths[:-1], lengths[1:])[0, 1]) < 0.3  # not from short to long
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_share_an_epoch(world_size):
+    ranks = [sampler(rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [list(rank) for rank in ranks]
+    assert len({len(share) for share in shares}) == 1 and len(shares[0]) == len(ranks[0])
+    counts = Counter(i for share in shares for batch in share for i in batch)
+    assert max(counts.values()) == 1 and len(counts) > 997 * 0.9
+    for batches in zip(*shares, strict=True):  # nobody waits for a longer batch
+        largest = [SIZES[batch].max() for batch in batches]
+        assert max(largest) < 1.5 * min(largest)
+    left = [set(range(997)) - {i for rank in ranks for b in rank for i in b}]
+    for rank in ranks:
+        rank.epoch = 1
+    left.append(set(range(997)) - {i for rank in ranks for b in rank for i in b})
+    assert left[0] != left[1] or not left[0]
+
+
+def test_ranks_share_what_is_validated():
+    shares = [list(sampler(shuffle=False, rank=rank, world_size=3)) for rank in range(3)]
+    assert sorted(i for share in shares for batch in share for i in batch) == list(range(997))
+
+
+@pytest.mark.parametrize("processes", [(1, 1), (2, 2), (2, 1), (1, 2)])
+def test_the_rest_of_an_epoch(processes):
+    before, after = processes
+    first = [sampler(rank=r, world_size=before) for r in range(before)]
+    taken = [batch for rank in first for batch in list(rank)[: 12 // before]]
+    rest = []
+    for rank in range(after):
+        one = sampler(rank=rank, world_size=after)
+        one.first = 12
+        rest += list(one)
+        assert len(one) > len(list(one))
+    if before == after:
+        assert sorted(i for batch in taken + rest for i in batch) == sorted(
+            i for rank in first for batch in rank for i in batch
+        )
+
+
+def test_corpora_are_mixed_in_proportion():
+    counts, shares = [600, 300, 97], [1.0, 2.0, 0.5]
+    one = sampler(mixture=Mixture(counts, shares))
+    corpus = np.repeat([0, 1, 2], counts)
+    epochs = []
+    for epoch in range(4):
+        one.epoch = epoch
+        used = [i for batch in one for i in batch]
+        assert len(used) == len(set(used))
+        assert np.bincount(corpus[used]).tolist() == [150, 300, 75]
+        epochs.append(set(used))
+    assert len(set.union(*epochs)) > 0.8 * 997
+
+
+def test_sizes_that_are_all_equal_and_few():
+    for count in (1, 2, 5):
+        sizes = np.full(count, 3.0)
+        assert sorted(i for b in sampler(sizes=sizes, limits=BatchLimits(2)) for i in b) == list(range(count))
+    bucket, edges = buckets(np.array([1.0, 1.04, 2.0, 30.0], dtype=np.float32))
+    assert bucket[0] == bucket[1] < bucket[2] < bucket[3] and (np.diff(edges) > 0).all() and edges[-1] == 30
+    assert len(sampler(sizes=np.ones(3), limits=BatchLimits(4), world_size=2)) == 0
