@@ -25,6 +25,13 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"no such task: prepare {task}; there are {', '.join(TASKS)}")
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there are any."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
@@ -38,7 +45,7 @@ def librilight_parser() -> argparse.ArgumentParser:
         description="Turns a corpus into OUT/train.arrow, val.arrow and test.arrow, which point into its files (none "
         "is re-encoded), OUT/report.md and report.json, which account for every second of it, problems.txt, with a "
         "line for every bad file, and lengths.png. Killed, it goes on where it was when it is started again.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     add = parser.add_argument
     add("--root", required=True, help="folder of the corpus; the manifests' paths are relative to it (data.root)")

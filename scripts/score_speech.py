@@ -9,6 +9,9 @@ compares the transcript with the words that ought to be heard: for the first two
 prompt, for the model what it wrote after the prompt's words. With `--speaker_similarity`, cosine similarities of
 Resemblyzer embeddings between prompt and continuation are added, and the same between a prompt and another speaker's
 continuation (the floor).
+
+Whisper, unsure of what it hears, may repeat itself until its tokens run out. A transcript of more words than anyone can
+say in the time counts as nothing heard; the last line says how many there were.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from lit_spectron.word_errors import count_errors, match_beginning, words
 Recognizer = Callable[[list[np.ndarray]], list[str]]
 BATCH = 20
 ROWS = ("real", "resynthesis", "generated")
+MOST_WORDS_PER_SECOND = 7.0  # fast speech has 5
 
 
 def load_recognizer(name: str, sample_rate_hz: int) -> Recognizer:
@@ -109,10 +113,15 @@ def main() -> None:
     speakers = [u.speaker for u in utterances]
     prompt_embeddings = embed(prompts) if arguments.speaker_similarity else None
     transcripts: dict[str, list[str]] = {}
+    looped = 0
     print("| row | speaker | utterances | wer_speech | speaker_similarity | mismatched |\n|---|---|---|---|---|---|")
     for row in arguments.rows:
         sounds = rows[row]
-        transcripts[row] = recognize(sounds)
+        heard = recognize(sounds)
+        seconds_heard = [len(sound) / audio.sample_rate_hz for sound in sounds]
+        loops = [len(words(t)) > 2 + MOST_WORDS_PER_SECOND * s for t, s in zip(heard, seconds_heard, strict=True)]
+        looped += sum(loops)
+        transcripts[row] = ["" if loop else text for loop, text in zip(loops, heard, strict=True)]
         wanted = intended if row == "generated" else references
         own = other = np.full(len(sounds), np.nan)
         if prompt_embeddings is not None and len(set(speakers)) > 1:
@@ -130,7 +139,8 @@ def main() -> None:
     print(
         f"\nwer_text {errors / sum(len(words(u.text)) for u in utterances):.3f}, "
         f"stop_rate {stopped / len(texts):.3f}, silence_ratio {silent / frames:.3f}, "
-        f"real_time_factor {seconds / spoken:.3f} in batches of {BATCH}"
+        f"real_time_factor {seconds / spoken:.3f} in batches of {BATCH}, "
+        f"{looped} transcripts that repeat themselves"
     )
     if arguments.out:
         arguments.out.write_text(
