@@ -261,16 +261,16 @@ class LibriLightDataModule(L.LightningDataModule):
         Raises:
             UserError: An utterance alone is more than a batch may hold.
         """
-        seconds = manifest.numbers("duration_seconds")
+        seconds = manifest.numbers("duration_seconds").astype(np.float32)
         if self.batch_tokens is None:
             return seconds
         in_prompt, in_continuation = model.positions_per_second
-        text = manifest.text_bytes() * tokens_per_byte(manifest, model.llm.tokenizer.encode) + 2
-        speech = [
-            prompt * in_prompt + (seconds - prompt) * in_continuation
-            for prompt in (self.prompt.min_seconds, self.prompt.max_seconds)
-        ]
-        sizes = np.ceil(np.maximum(*speech) + text)
+        per_byte = tokens_per_byte(manifest, model.llm.tokenizer.encode)
+        prompts = (self.prompt.min_seconds, self.prompt.max_seconds)
+        sizes = seconds * np.float32(in_continuation)
+        sizes += np.float32(max(prompt * (in_prompt - in_continuation) for prompt in prompts) + 2)  # sos and eos
+        sizes += manifest.text_bytes() * np.float32(per_byte)
+        np.ceil(sizes, out=sizes)
         if sizes.max() > self.batch_tokens:
             raise UserError(
                 f"data.batch_tokens: {self.batch_tokens} is too few: {manifest[int(sizes.argmax())].id} takes "

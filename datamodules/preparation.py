@@ -132,15 +132,15 @@ def prepare(settings: Settings, out: Path, jobs: int, shard: int, device: str, b
     make_folder(parts)
     with locked(parts / f"shard-{shard}.lock"):
         _take_settings(parts / "settings.json", settings)
-        count = _make_parts(settings, parts, jobs, shard, device, batch_size)
-    if count == 0:
+        checksums = _make_parts(settings, parts, jobs, shard, device, batch_size)
+    if not checksums:
         raise UserError(f"{settings.root}: holds nothing to prepare in the layout {settings.layout}")
-    missing = [index for index in range(count) if not part_path(parts, index).is_file()]
+    missing = sum(not is_current(part_path(parts, index), value) for index, value in enumerate(checksums))
     if missing:
-        print(f"{count - len(missing)} of {count} parts are there; the last shard to end merges them")
+        print(f"{len(checksums) - missing} of {len(checksums)} parts are there; the last shard to end merges them")
         return False
     with locked(parts / "merge.lock", wait=True):
-        merge(settings, out, count)
+        merge(settings, out, len(checksums))
     return True
 
 
@@ -175,10 +175,11 @@ def _take_settings(path: Path, settings: Settings) -> None:
             )
 
 
-def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: str, batch: int) -> int:
-    """Makes what is missing of a shard; returns the number of parts of all shards."""
+def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: str, batch: int) -> list[int]:
+    """Makes what is missing of a shard; returns the checksums of the items of all shards' parts."""
     source = settings.source()
-    remaining, count, began, done = source.items(), 0, time.monotonic(), 0
+    remaining, began, done = source.items(), time.monotonic(), 0
+    checksums: list[int] = []
     with ExitStack() as stack:
         pool = None
         if jobs > 1:
@@ -186,9 +187,10 @@ def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: 
             pool = stack.enter_context(ProcessPoolExecutor(jobs, context, _die_with_parent, (os.getpid(),)))
         running: set[Future] = set()
         for items in iter(lambda: list(islice(remaining, source.items_per_part)), []):
-            index, count = count, count + 1
+            index = len(checksums)
+            checksums.append(checksum(items))
             path = part_path(parts, index)
-            if index % settings.shards != shard or is_current(path, items):
+            if index % settings.shards != shard or is_current(path, checksums[-1]):
                 continue
             if pool is None:
                 make_part(settings, path, items, device, batch)
@@ -203,7 +205,7 @@ def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: 
                 began = time.monotonic()
         for future in running:
             future.result()
-    return count
+    return checksums
 
 
 def _die_with_parent(parent: int) -> None:
@@ -221,14 +223,12 @@ def checksum(items: list[str]) -> int:
     return zlib.crc32("\n".join(items).encode("utf-8", "surrogateescape"))
 
 
-def is_current(path: Path, items: list[str]) -> bool:
-    """Whether a part is there and was made from these items."""
-    return path.is_file() and read_account(path).checksum == checksum(items)
-
-
-def read_account(path: Path) -> Account:
+def is_current(path: Path, value: int) -> bool:
+    """Whether a part is there and was made from the items with this checksum."""
+    if not path.is_file():
+        return False
     with pa.memory_map(str(path)) as file:
-        return Account.from_json(pa.ipc.open_file(file).schema.metadata[b"account"].decode())
+        return Account.from_json(pa.ipc.open_file(file).schema.metadata[b"account"].decode()).checksum == value
 
 
 def make_part(settings: Settings, path: Path, items: list[str], device: str, batch_size: int) -> None:

@@ -44,15 +44,14 @@ class Mixture:
     shares: Sequence[float]
 
     def draw(self, generator: np.random.Generator) -> np.ndarray:
-        """The utterances of an epoch, corpus by corpus, each in random order."""
+        """The utterances of an epoch, int32, corpus by corpus."""
         factor = min(count / share for count, share in zip(self.counts, self.shares, strict=True))
-        starts = np.cumsum([0, *self.counts])
-        return np.concatenate(
-            [
-                start + generator.permutation(np.int32(count))[: round(factor * share)].astype(np.int32)
-                for start, count, share in zip(starts, self.counts, self.shares, strict=False)
-            ]
-        )
+        drawn, start = [], 0
+        for count, share in zip(self.counts, self.shares, strict=True):
+            everything, wanted = np.arange(start, start + count, dtype=np.int32), round(factor * share)
+            drawn.append(generator.permutation(everything)[:wanted] if wanted < count else everything)
+            start += count
+        return np.concatenate(drawn)
 
 
 class BatchPlan:

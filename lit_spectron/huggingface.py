@@ -34,7 +34,7 @@ def load_model(auto_class: Any, slot: str, source: str | None, config: dict[str,
             raise UserError(f"model.{slot}.config: {str(error).splitlines()[0]}") from error
     if Path(source).is_absolute() and not Path(source).exists():
         raise UserError(f"model.{slot}.source: no such file or folder: {source}")
-    with named_errors(slot, source):
+    with named_errors(f"model.{slot}.source", source):
         if not source.endswith(".gguf"):
             # transformers leaves what it loads in evaluation mode, and what it builds in training mode.
             return auto_class.from_pretrained(source, dtype=torch.float32).train()
@@ -74,10 +74,10 @@ def config_fields(model: PreTrainedModel) -> dict[str, Any]:
 
 
 @contextmanager
-def named_errors(slot: str, source: str) -> Iterator[None]:
+def named_errors(key: str, source: str) -> Iterator[None]:
     """Turns whatever transformers raises while loading into one line that names the source."""
     try:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.{slot}.source: {source} can't be loaded: {reason}") from error
+        raise UserError(f"{key}: {source} can't be loaded: {reason}") from error

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-LONGEST_SECONDS = 30.0  # of Whisper's window
+from lit_spectron.huggingface import named_errors
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class WhisperRecognizer:
         language: Of multilingual models, as Whisper names it (``en``); None lets the model decide.
         word_times: Whether words come with times (several times slower).
 
+    Raises:
+        UserError: The model can't be loaded.
+
     Source: Radford et al. 2022, "Robust Speech Recognition via Large-Scale Weak Supervision".
     """
 
@@ -48,14 +51,15 @@ class WhisperRecognizer:
     ):
         from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer, pipeline
 
-        model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
-        self._pipeline = pipeline(
-            "automatic-speech-recognition",
-            model,
-            tokenizer=WhisperTokenizer.from_pretrained(source),
-            feature_extractor=WhisperFeatureExtractor.from_pretrained(source),
-            device=device,
-        )
+        with named_errors("recognizer", source):
+            model = WhisperForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+            self._pipeline = pipeline(
+                "automatic-speech-recognition",
+                model,
+                tokenizer=WhisperTokenizer.from_pretrained(source),
+                feature_extractor=WhisperFeatureExtractor.from_pretrained(source),
+                device=device,
+            )
         self.sample_rate_hz = sample_rate_hz
         self.batch_size = batch_size
         self.word_times = word_times

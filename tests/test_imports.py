@@ -12,9 +12,9 @@ SLOTS = ("encoders", "llms", "decoders", "vocoders")
 # Each layer imports from those above it only, never from its own.
 LAYERS = [
     {"torchaudio_guard", "errors"},
-    {"", "files", "masking", "losses", "types", "part", "recognizer", "word_errors"},
+    {"", "files", "masking", "losses", "types", "part", "word_errors"},
     {"audio", "audio_files", "optim", "checkpoint", "checkpoint_io", "huggingface", "projection", "llms.tokenizer"},
-    {"figures", *(f"{slot}.base" for slot in SLOTS)},
+    {"figures", "recognizer", *(f"{slot}.base" for slot in SLOTS)},
     {"decoders.layers", "encoders.layers", "llms.causal_lm"},
     {"outputs", "IMPLEMENTATION"},
     set(SLOTS),

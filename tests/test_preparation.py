@@ -300,6 +300,11 @@ def test_impossible_settings_are_refused(corpus, tmp_path, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_recogniser_that_can_not_be_had_is_named(flawed, tmp_path):
+    with pytest.raises(UserError, match=r"recognizer: .*nowhere can't be loaded"):
+        run(flawed[0], tmp_path / "out", recognizer=str(tmp_path / "nowhere"))
+
+
 def test_nothing_to_prepare(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):

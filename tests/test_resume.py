@@ -1,7 +1,11 @@
 """A run that was stopped and goes on is the run that was never stopped: the same batches and losses, bit for bit."""
 
 import csv
+import os
 import shutil
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from lit_spectron.cli import main
 STEPS = 11  # of 3 batches an epoch
 
 
-def fit(corpus: Path, out: Path, *arguments: str) -> None:
+def fit_processes(corpus: Path, out: Path, *arguments: str, processes: int) -> None:
     base = [
         "fit",
         *("--config", "conf/quickstart.yaml", "--trainer.logger.init_args.save_dir", str(out)),
@@ -23,7 +27,14 @@ def fit(corpus: Path, out: Path, *arguments: str) -> None:
         *("--model.generation.max_speech_seconds", "0.2", "--model.generation.max_text_tokens", "2"),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]
-    main([*base, *arguments])
+    if processes == 1:
+        main([*base, *arguments])
+        return
+    command = [sys.executable, "-m", "lit_spectron", *base, *arguments]
+    several = ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *several], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def curve(out: Path, version: int) -> dict[int, tuple[str, ...]]:
@@ -33,9 +44,12 @@ def curve(out: Path, version: int) -> dict[int, tuple[str, ...]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stop", "workers"), [(4, (0, 0)), (6, (0, 0)), (5, (2, 0)), (4, (0, 2))])
-def test_resumed_equals_uninterrupted(corpus, tmp_path, repository, monkeypatch, stop, workers):
+@pytest.mark.parametrize(
+    ("stop", "workers", "processes"), [(4, (0, 0), 1), (6, (0, 0), 1), (5, (2, 0), 1), (4, (0, 2), 1), (5, (0, 1), 2)]
+)
+def test_resumed_equals_uninterrupted(corpus, tmp_path, repository, monkeypatch, stop, workers, processes):
     monkeypatch.chdir(repository)
+    fit = partial(fit_processes, processes=processes)
     fit(corpus, tmp_path / "whole", "--trainer.max_steps", str(STEPS))
     whole = curve(tmp_path / "whole", 0)
     assert len(whole) == STEPS and len(set(whole.values())) == STEPS

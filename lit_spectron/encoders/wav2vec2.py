@@ -46,7 +46,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
         if model.config.model_type not in FAMILY:
             raise UserError(f"model.encoder: {model.config.model_type} is none of {', '.join(FAMILY)}")
         if normalize_waveform is None and source is not None:
-            with named_errors("encoder", source):
+            with named_errors("model.encoder.source", source):
                 normalize_waveform = AutoFeatureExtractor.from_pretrained(source).do_normalize
         self.normalize_waveform = bool(normalize_waveform)
         self._config = config_fields(model)

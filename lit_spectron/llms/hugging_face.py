@@ -118,7 +118,7 @@ def pretrained_tokenizer(source: str) -> Tokenizer:
     Raises:
         UserError: There is none, or it has no eos: a text that can't end would never give way to speech.
     """
-    with named_errors("llm", source):
+    with named_errors("model.llm.source", source):
         if source.endswith(".gguf"):
             loaded = AutoTokenizer.from_pretrained(**gguf_arguments("llm", source))
         else:
