@@ -345,7 +345,7 @@ def test_batches_under_a_budget(corpus):
     module = data_module(corpus, batch_size=None, batch_tokens=200)
     module.setup("fit")
     text, speech = 18 + 2, 1.0 * 10 + 1.0 * 20
-    assert [len(b) for b in module.train_dataloader()] == [200 // round(text + speech)] * 2 + [1]
+    assert sorted(len(b) for b in module.train_dataloader()) == [1, *[200 // round(text + speech)] * 2]
     with pytest.raises(UserError, match=r"batch_tokens: 40 .*_\d takes 50"):
         module = data_module(corpus, batch_size=None, batch_tokens=40)
         module.setup("fit")

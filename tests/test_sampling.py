@@ -43,7 +43,8 @@ def test_each_epoch_is_shuffled_anew_from_the_seed():
     assert first == list(same) != list(other)
     one.epoch = 1
     second = list(one)
-    assert first != second and {frozenset(b) for b in first}.isdisjoint({frozenset(b) for b in second if len(b) > 3})
+    # A few batches of the rarest lengths have no other members to choose from.
+    assert first != second and len({frozenset(b) for b in first} & {frozenset(b) for b in second}) < 0.1 * len(first)
     one.epoch = 0
     assert first == list(one)
     lengths = [SIZES[batch].mean() for batch in first]
