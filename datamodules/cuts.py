@@ -52,6 +52,8 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
         if not (0 <= start < math.inf and 0 < duration < math.inf):
             raise ValueError(f"starts at {start} s and lasts {duration} s")
         source = Path(cut["recording"]["sources"][0]["source"])
+        text = str(texts[text_index] if texts else supervision.get("text", "")).strip()
+        f"{cut['id']}{source}{supervision['speaker']}{text}".encode()  # half a surrogate pair can't be written again
         if source.is_relative_to(audio_prefix):
             source = source.relative_to(audio_prefix)
         return Utterance(
@@ -60,7 +62,7 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
             start_seconds=start,
             duration_seconds=duration,
             speaker=str(supervision["speaker"]),
-            text=str(texts[text_index] if texts else supervision.get("text", "")).strip(),
+            text=text,
             words=None if alignment is None else tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in alignment),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:

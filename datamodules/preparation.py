@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -125,14 +126,18 @@ def prepare(settings: Settings, out: Path, jobs: int, shard: int, device: str, b
         Whether it merged.
 
     Raises:
-        UserError: Settings are impossible, the corpus is empty, or ``out`` was begun with other settings.
+        UserError: Settings are impossible, the corpus is empty, ``out`` was begun with other settings, or a worker
+            died.
     """
     settings.check()
     parts = out / "parts"
     make_folder(parts)
     with locked(parts / f"shard-{shard}.lock"):
         _take_settings(parts / "settings.json", settings)
-        checksums = _make_parts(settings, parts, jobs, shard, device, batch_size)
+        try:
+            checksums = _make_parts(settings, parts, jobs, shard, device, batch_size)
+        except BrokenProcessPool as error:
+            raise UserError("--jobs: a worker died, of too little memory perhaps; finished parts are kept") from error
     if not checksums:
         raise UserError(f"{settings.root}: holds nothing to prepare in the layout {settings.layout}")
     missing = sum(not is_current(part_path(parts, index), value) for index, value in enumerate(checksums))

@@ -179,6 +179,8 @@ class FileSource(Source):
         try:
             if item.endswith("/"):
                 raise Unusable("unreadable folder", self.root / item)
+            if any("\ud800" <= letter <= "\udfff" for letter in item):  # bytes that are not UTF-8
+                raise Unusable("name that is not Unicode", self.root / item)
             yield from self._file_pieces(Path(item))
         except Unusable as unusable:
             yield unusable.piece
@@ -188,6 +190,7 @@ class FileSource(Source):
         frames, whole = read_header(self.root / path, rate)
         try:
             known = self.describe(path)
+            f"{known.speaker}{known.text}".encode()  # what is not Unicode can't be written into a manifest
             stretches = (
                 [(0.0, frames / rate)] if known.text else list(self._stretches(path, known.activity, frames / rate))
             )

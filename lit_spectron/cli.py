@@ -1,6 +1,8 @@
 """The command line: `python -m lit_spectron COMMAND`; see `--help` of each."""
 
 import argparse
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ COMMANDS = {
     "generate": "continue spoken prompts given as files or folders",
     "resynthesize": "speech to log-mel and back: what a vocoder makes of real speech",
 }
+LIMITS_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 USAGE = "usage: python -m lit_spectron {" + ",".join(COMMANDS) + "} [--help] ..."
 
 
@@ -47,8 +50,11 @@ def main(arguments: list[str] | None = None) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except PermissionError as error:
-        print(f"error: {error.filename}: permission denied", file=sys.stderr)
+    except OSError as error:
+        if error.errno not in LIMITS_OF_THE_MACHINE:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{os.strerror(error.errno).lower()}", file=sys.stderr)
         sys.exit(2)
 
 

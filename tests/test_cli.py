@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -72,6 +73,14 @@ def test_help_and_version(call):
 
 def test_unknown_command(call):
     assert_one_line(call("trian"), "trian", "fit")
+
+
+def test_a_full_disk_is_one_line(call, monkeypatch):
+    def fill(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lit_spectron.cli.generate", fill)
+    assert_one_line(call("generate"), "no space left on device")
 
 
 def test_a_refused_permission_is_one_line(call, monkeypatch):

@@ -326,6 +326,30 @@ def test_an_unreadable_folder_is_one_problem(flawed, tmp_path, monkeypatch):
     assert any("medium" in line for line in (tmp_path / "out/problems.txt").read_text().splitlines())
 
 
+def test_names_that_are_not_unicode_are_problems(flawed, tmp_path):
+    root, samples = flawed
+    path = root / "small/a/one" / os.fsdecode(b"caf\xe9.flac")
+    add(root, "x.flac", noise(2.0), None).rename(path)
+    path.with_suffix(".json").write_text(json.dumps({"speaker": "a", "voice_activity": [[0, 2]]}))
+    lines = [
+        json.dumps(
+            {
+                "id": name,
+                "start": 0,
+                "duration": 2,
+                "supervisions": [{"speaker": "a", "text": "\ud800"}],
+                "recording": {"sources": [{"source": "small/a/one/good.flac"}]},
+            }
+        )
+        for name in ("half", "pair")
+    ]
+    (root / "cuts.jsonl").write_text("\n".join(lines))
+    report = run(root, tmp_path / "out")
+    assert report["fates"]["name that is not Unicode"]["pieces"] == 1 and total(report) == samples
+    report = run(root, tmp_path / "cuts", layout="cuts", cuts=("cuts.jsonl",))
+    assert report["fates"]["not a cut"]["pieces"] == 2
+
+
 def test_links_in_circles_end(flawed, tmp_path):
     root, samples = flawed
     (root / "small/round").symlink_to(root)
