@@ -47,7 +47,7 @@ def read_audio(
                 raise UserError(f"{path}: no audio at {start_seconds:.3f} s")
             file.seek(start)
             samples = file.read(wanted, dtype="float32")
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except (soundfile.LibsndfileError, RuntimeError, OSError, UnicodeEncodeError) as error:
         raise UserError(f"{path}: unreadable audio: {str(error).splitlines()[0]}") from error
     if len(samples) < wanted:
         raise UserError(f"{path}: truncated: {len(samples)} of {wanted} samples could be read")
