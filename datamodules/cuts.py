@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,9 @@ from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
 
 LIBRIHEAVY_PREFIX = "download/librilight"
+LONGEST_SECONDS = 1e8
+# What reading somebody else's JSON may raise.
+MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -49,11 +51,13 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
         texts = supervision.get("custom", {}).get("texts")
         alignment = supervision.get("alignment", {}).get("word")
         start, duration = float(cut["start"]), float(cut["duration"])
-        if not (0 <= start < math.inf and 0 < duration < math.inf):
+        if not (0 <= start < LONGEST_SECONDS and 0 < duration < LONGEST_SECONDS):
             raise ValueError(f"starts at {start} s and lasts {duration} s")
         source = Path(cut["recording"]["sources"][0]["source"])
         text = str(texts[text_index] if texts else supervision.get("text", "")).strip()
-        f"{cut['id']}{source}{supervision['speaker']}{text}".encode()  # half a surrogate pair can't be written again
+        words = None if alignment is None else tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in alignment)
+        # Half a surrogate pair can't be written again.
+        f"{cut['id']}{source}{supervision['speaker']}{text}{' '.join(w.text for w in words or ())}".encode()
         if source.is_relative_to(audio_prefix):
             source = source.relative_to(audio_prefix)
         return Utterance(
@@ -63,9 +67,9 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
             duration_seconds=duration,
             speaker=str(supervision["speaker"]),
             text=text,
-            words=None if alignment is None else tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in alignment),
+            words=words,
         )
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise ValueError(f"not a Libriheavy cut: {type(error).__name__} {error}") from error
 
 
@@ -99,8 +103,9 @@ def write_cuts(path: Path, utterances: Iterable[Utterance]) -> None:
     """Writes cuts (``.jsonl``, ``.jsonl.gz``) that lhotse and `read_cuts` read; the file appears whole or not at all.
 
     Raises:
-        UserError: An audio file is missing or unreadable.
+        UserError: An audio file is missing or unreadable, or the folder can't be made.
     """
+    make_folder(path.parent)
     opened = gzip.open if path.suffix == ".gz" else open
     with appearing_whole(path) as partial, opened(partial, "wt", encoding="utf-8") as file:
         file.writelines(json.dumps(cut_of(u), ensure_ascii=False) + "\n" for u in utterances)

@@ -20,6 +20,7 @@ from lit_spectron.errors import UserError
 from lit_spectron.types import SpeechBatch
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+FILES_TO_CHECK = 10  # of a prepared manifest: is it of this root?
 TEXTS_TO_MEASURE = 1000  # transcripts from which the number of tokens a byte is taken
 
 
@@ -46,7 +47,8 @@ class LibriLightDataModule(L.LightningDataModule):
         min_continuation_seconds: Utterances with a shorter continuation are left out and counted.
         max_seconds: Longer utterances are left out and counted.
         batch_size: Utterances a batch and device, at most; null for any number.
-        batch_seconds: Seconds of audio a batch and device, padding counted in, at most; null for any number.
+        batch_seconds: Seconds of audio a batch and device, padding counted in, at most, or one utterance; null for any
+            number.
         batch_tokens: LM positions a batch and device, padding counted in, at most; null for any number. Those of text
             are estimated from its length.
         workers: Loader processes; 0 reads in the training process.
@@ -179,12 +181,17 @@ class LibriLightDataModule(L.LightningDataModule):
         shares = [0.0 if self.cuts[s] else share for s, share in (("val", self.val_share), ("test", self.test_share))]
         place = ("train", "val", "test").index(split)
         whole = own or [self._read_manifest(name) for name in self.cuts["train"]]
-        return [split_by_speaker(corpus, *shares)[place] for corpus in whole]
+        return [parts[place] for parts in split_by_speaker(whole, *shares)]
 
     def _read_manifest(self, name: str) -> Manifest:
         path = self.root / name
         if path.suffix == ".arrow":
-            return Manifest.open(path, self.root)
+            manifest = Manifest.open(path, self.root)
+            some = np.unique(np.linspace(0, len(manifest) - 1, FILES_TO_CHECK).astype(int)).tolist()
+            files = [manifest[index].path for index in some]
+            if not any(file.is_file() for file in files):
+                raise UserError(f"data.root: none of {len(files)} files that {path} names is there, such as {files[0]}")
+            return manifest
         cuts = read_cuts(path, Path(), self.audio_prefix, self.text_index)
         return Manifest.from_utterances(cuts, self.root)
 
@@ -226,8 +233,7 @@ class LibriLightDataModule(L.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
         """Counts what could not be read."""
-        for line in batch.skipped:
-            name, reason = line.split(": ", 1)
+        for name, reason in batch.skipped:
             if name not in self._unreadable:
                 self._unreadable.add(name)
                 self._note_skipped(batch.split, reason, 1, name)
@@ -248,8 +254,8 @@ class LibriLightDataModule(L.LightningDataModule):
             self.trainer.world_size,
             mixture,
         )
-        if shuffle and not len(sampler):
-            raise UserError(f"{self.root}: {len(manifest)} utterances make no batch for each of the processes")
+        if not len(sampler):
+            raise UserError(f"{self.root}: {len(manifest)} utterances of {split} make no batch for each process")
         collate = Collate(split, model.llm.tokenizer, rate, self.lower_case)
         return ResumableLoader(
             UtteranceDataset(manifest, rate, self.prompt, self.cache_bytes), sampler, collate, self.workers
@@ -274,7 +280,7 @@ class LibriLightDataModule(L.LightningDataModule):
         if sizes.max() > self.batch_tokens:
             raise UserError(
                 f"data.batch_tokens: {self.batch_tokens} is too few: {manifest[int(sizes.argmax())].id} takes "
-                f"{sizes.max():.0f}; raise it, or lower data.max_seconds"
+                f"{sizes.max():.0f}; raise it"
             )
         return sizes
 

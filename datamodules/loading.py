@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
@@ -146,7 +147,7 @@ class Collate:
             text=texts,
             prompt_text=[item.utterance.text_before(item.prompt_seconds) for item in read],
             answers=[item.answers for item in read],
-            skipped=[f"{item.utterance.id}: {item.problem}" for item in items if item.waveform is None],
+            skipped=[(item.utterance.id, item.problem) for item in items if item.waveform is None],
         )
 
 
@@ -154,27 +155,28 @@ class _WithEpoch:
     """A sampler's batches, each index with the epoch that it is read in."""
 
     def __init__(self, sampler: PlannedBatchSampler):
-        self.plan = sampler
+        self.planned = sampler
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.planned)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return ([(index, self.plan.epoch) for index in batch] for batch in self.plan)
+        return ([(index, self.planned.epoch) for index in batch] for batch in self.planned)
 
 
 class ResumableLoader(DataLoader):
     """A loader that goes on at the very batch where a checkpoint was written.
 
-    Lightning keeps the state of such loaders in its checkpoints. It is the epoch and a number of batches; the plan of
-    the epoch is computed again. So it does not matter how many workers or processes there were.
+    Lightning keeps the state of such loaders in its checkpoints. It is the epoch, a number of batches, and a checksum
+    of what the plan of the epoch depends on; the plan is computed again. The number of workers does not matter. Where
+    the plan is another one now, as with another number of processes, the epoch begins again, with a warning.
 
     Epochs are counted here, and while shuffling a pass begins where the last one ended: after `max_steps` has cut an
     epoch short, Lightning resumes with another idea of where in it the run is.
     """
 
     def __init__(self, dataset: Dataset, sampler: PlannedBatchSampler, collate: Collate, workers: int):
-        self.plan = sampler
+        self.planned = sampler
         self.batches = 0  # that this epoch has had, of all processes together
         super().__init__(
             dataset,
@@ -185,19 +187,24 @@ class ResumableLoader(DataLoader):
         )
 
     def __iter__(self) -> Iterator[SpeechBatch]:  # type: ignore[override]
-        plan = self.plan
-        if not plan.shuffle:
+        sampler = self.planned
+        if not sampler.shuffle:
             self.batches = 0
-        elif self.batches >= len(plan) * plan.world_size:
-            plan.epoch, self.batches = plan.epoch + 1, 0
-        plan.first = self.batches
+        elif self.batches >= len(sampler) * sampler.world_size:
+            sampler.epoch, self.batches = sampler.epoch + 1, 0
+        sampler.first = self.batches
         for batch in super().__iter__():
-            self.batches += plan.world_size
+            self.batches += sampler.world_size
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.plan.epoch, "batches": self.batches}
+        return {"epoch": self.planned.epoch, "batches": self.batches, "plan": self.planned.checksum()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.plan.epoch = state["epoch"]
-        self.batches = state["batches"] // self.plan.world_size * self.plan.world_size
+        self.planned.epoch, self.batches = state["epoch"], state["batches"]
+        if state["plan"] != self.planned.checksum():
+            rank_zero_warn(
+                "data, limits of a batch, seed or the number of processes are not those of the checkpoint: "
+                f"epoch {self.planned.epoch} of the data begins again"
+            )
+            self.batches = 0

@@ -197,13 +197,18 @@ def split_speakers(speakers: Iterable[str], validation_share: float, test_share:
 
 
 def split_by_speaker(
-    manifest: Manifest, validation_share: float, test_share: float
-) -> tuple[Manifest, Manifest, Manifest]:
-    """Train, validation and test with disjoint speakers."""
-    validation, test = split_speakers(manifest.speakers(), validation_share, test_share)
-    codes, values = manifest.names("speaker")
-    part = np.array([1 if name in validation else 2 if name in test else 0 for name in values], dtype=np.int8)[codes]
-    return manifest.select(part == 0), manifest.select(part == 1), manifest.select(part == 2)
+    corpora: Sequence[Manifest], validation_share: float, test_share: float
+) -> list[tuple[Manifest, Manifest, Manifest]]:
+    """Train, validation and test of each corpus; no speaker is in two of them, whichever corpora it is in."""
+    speakers = set().union(*(corpus.speakers() for corpus in corpora))
+    validation, test = split_speakers(speakers, validation_share, test_share)
+    parts = []
+    for corpus in corpora:
+        codes, values = corpus.names("speaker")
+        places = [1 if name in validation else 2 if name in test else 0 for name in values]
+        place = np.array(places, dtype=np.int8)[codes]
+        parts.append((corpus.select(place == 0), corpus.select(place == 1), corpus.select(place == 2)))
+    return parts
 
 
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:

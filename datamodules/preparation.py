@@ -38,6 +38,7 @@ from datamodules.manifest import (
 )
 from datamodules.preparation_report import SPLITS, Account, write_report
 from datamodules.sources import (
+    KEPT,
     AudioFolders,
     Cuts,
     FileSource,
@@ -46,12 +47,14 @@ from datamodules.sources import (
     LibriSpeechFolders,
     Piece,
     Source,
+    reason,
 )
 from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
 from lit_spectron.word_errors import count_errors, words
 
 LONGEST_RECOGNISED_SECONDS = 30.0
+RECOGNISER_RATE_HZ = 16000
 FOLDERS: dict[str, Callable[..., FileSource]] = {
     "librilight": LibriLightFolders,
     "librispeech": LibriSpeechFolders,
@@ -81,7 +84,6 @@ class Settings:
     max_disagreement: float | None
     val_share: float
     test_share: float
-    shards: int
 
     def source(self) -> Source:
         lengths = Lengths(self.min_seconds, self.max_seconds, self.max_gap_seconds)
@@ -105,20 +107,27 @@ class Settings:
             raise UserError(f"--min_seconds: must be above 0 and at most --max_seconds, got {self.min_seconds}")
         if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
             raise UserError("--val_share, --test_share: must not be negative, and less than 1 together")
+        for name in ("max_gap_seconds", "min_characters_per_second", "text_index"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name}: must not be negative, got {getattr(self, name)}")
+        if self.min_characters_per_second > self.max_characters_per_second:
+            raise UserError("--min_characters_per_second: exceeds --max_characters_per_second")
+        if self.sample_rate_hz <= 0 or (self.recognizer and self.sample_rate_hz != RECOGNISER_RATE_HZ):
+            raise UserError(f"--sample_rate_hz: must be positive, and {RECOGNISER_RATE_HZ} for a recogniser")
         if self.recognizer is None and (self.max_disagreement is not None or self.word_times):
             raise UserError("--recognizer: --max_disagreement and --word_times need one")
         if self.recognizer and self.max_seconds > LONGEST_RECOGNISED_SECONDS:
             raise UserError(f"--max_seconds: a recogniser hears {LONGEST_RECOGNISED_SECONDS} s at most")
 
 
-def prepare(settings: Settings, out: Path, jobs: int, shard: int, device: str, batch_size: int) -> bool:
+def prepare(settings: Settings, out: Path, jobs: int, shard: tuple[int, int], device: str, batch_size: int) -> bool:
     """Makes this shard's parts, and merges when all shards' are there.
 
     Args:
         settings: What to make.
         out: Folder of the outcome.
         jobs: Processes.
-        shard: Which of ``settings.shards``, counting from 0; each takes every so-manieth part.
+        shard: (i, n): the i-th of n, counting from 0, makes every n-th part.
         device: Of the recogniser.
         batch_size: Utterances that it hears together.
 
@@ -126,14 +135,15 @@ def prepare(settings: Settings, out: Path, jobs: int, shard: int, device: str, b
         Whether it merged.
 
     Raises:
-        UserError: Settings are impossible, the corpus is empty, ``out`` was begun with other settings, or a worker
+        UserError: Settings are impossible, nothing could be kept, ``out`` was begun with other settings, or a worker
             died.
     """
     settings.check()
     parts = out / "parts"
     make_folder(parts)
-    with locked(parts / f"shard-{shard}.lock"):
+    with locked(parts / "settings.lock", wait=True):
         _take_settings(parts / "settings.json", settings)
+    with locked(parts / f"shard-{shard[0]}-of-{shard[1]}.lock"):
         try:
             checksums = _make_parts(settings, parts, jobs, shard, device, batch_size)
         except BrokenProcessPool as error:
@@ -180,7 +190,9 @@ def _take_settings(path: Path, settings: Settings) -> None:
             )
 
 
-def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: str, batch: int) -> list[int]:
+def _make_parts(
+    settings: Settings, parts: Path, jobs: int, shard: tuple[int, int], device: str, batch: int
+) -> list[int]:
     """Makes what is missing of a shard; returns the checksums of the items of all shards' parts."""
     source = settings.source()
     remaining, began, done = source.items(), time.monotonic(), 0
@@ -189,13 +201,13 @@ def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: 
         pool = None
         if jobs > 1:
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(jobs, context, _die_with_parent, (os.getpid(),)))
+            pool = stack.enter_context(ProcessPoolExecutor(jobs, context, _start_worker, (os.getpid(),)))
         running: set[Future] = set()
         for items in iter(lambda: list(islice(remaining, source.items_per_part)), []):
             index = len(checksums)
             checksums.append(checksum(items))
             path = part_path(parts, index)
-            if index % settings.shards != shard or is_current(path, checksums[-1]):
+            if index % shard[1] != shard[0] or is_current(path, checksums[-1]):
                 continue
             if pool is None:
                 make_part(settings, path, items, device, batch)
@@ -204,7 +216,9 @@ def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: 
                 running.add(pool.submit(make_part, settings, path, items, device, batch))
                 if len(running) >= 2 * jobs:
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
-                    done += sum(future.result() is None for future in ended)
+                    for future in ended:
+                        future.result()
+                    done += len(ended)
             if done and time.monotonic() - began > 10:
                 print(f"part {index}: {done} made", flush=True)
                 began = time.monotonic()
@@ -213,8 +227,8 @@ def _make_parts(settings: Settings, parts: Path, jobs: int, shard: int, device: 
     return checksums
 
 
-def _die_with_parent(parent: int) -> None:
-    """Workers of a killed process would wait for work for ever."""
+def _start_worker(parent: int) -> None:
+    """Makes a worker end with its parent: it would wait for work for ever."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -222,6 +236,7 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = "1"  # of a recogniser: the other jobs have the other cores
 
 
 def checksum(items: list[str]) -> int:
@@ -248,7 +263,7 @@ def make_part(settings: Settings, path: Path, items: list[str], device: str, bat
         account.add(piece)
     table = plain_table([piece.utterance for piece in pieces if piece.utterance])
     schema = PLAIN_SCHEMA.with_metadata({"account": account.to_json()})
-    with appearing_whole(path) as partial, pa.ipc.new_file(str(partial), schema) as writer:
+    with appearing_whole(path, str(os.getpid())) as partial, pa.ipc.new_file(str(partial), schema) as writer:
         writer.write_table(table)
 
 
@@ -277,7 +292,12 @@ def recognised(
                 waveforms.append(source.read(utterance.path, utterance.start_seconds, utterance.duration_seconds))
                 wanted.append((place, utterance))
             except UserError as error:
-                group[place] = replace(piece, fate="unreadable audio", utterance=None, problem=str(error))
+                group[place] = replace(
+                    piece,
+                    fate="unreadable audio",
+                    utterance=None,
+                    problem=(str(source.root / utterance.path), reason(error)),
+                )
         for (place, utterance), heard in zip(wanted, hear(waveforms) if waveforms else [], strict=True):
             piece = group[place]
             if utterance.text:
@@ -326,6 +346,8 @@ def merge(settings: Settings, out: Path, count: int) -> None:
         for split in SPLITS:
             partial = stack.enter_context(appearing_whole(out / f"{split}.arrow"))
             writers[split] = stack.enter_context(pa.ipc.new_file(str(partial), SCHEMA))
+        for partial in (out / "parts").glob(".*.part"):  # of processes that were killed
+            partial.unlink(missing_ok=True)
         for (table, _), codes in zip(_read_parts(out, count), hashes, strict=True):
             table = _without_repeated(table, np.isin(codes, repeated), seen, total, settings.sample_rate_hz)
             encoded = encode_names(table, names)
@@ -338,6 +360,8 @@ def merge(settings: Settings, out: Path, count: int) -> None:
         raise RuntimeError("a speaker is in two splits")
     splits = {split: (np.concatenate(seconds[split]), len(heard[split])) for split in SPLITS}
     write_report(out, asdict(settings), total, splits)
+    if not total.pieces[KEPT]:
+        raise UserError(f"--out: nothing of {settings.root} could be kept; {out / 'report.md'} says why")
 
 
 def _read_parts(out: Path, count: int) -> Iterator[tuple[pa.Table, Account]]:
@@ -362,8 +386,8 @@ def _without_repeated(
         if name in seen:
             keep[row] = False
             samples = round(table["duration_seconds"][int(row)].as_py() * rate_hz)
-            account.move(
-                Piece(samples, rate_hz, "id occurs more than once", problem=f"{name}: id occurs more than once")
-            )
+            account.add(Piece(samples, rate_hz, KEPT), times=-1)
+            fate = "id occurs more than once"
+            account.add(Piece(samples, rate_hz, fate, problem=(name, fate)))
         seen.add(name)
     return table if keep.all() else table.filter(pa.array(keep))

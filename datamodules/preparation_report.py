@@ -25,45 +25,44 @@ class Account:
         samples: By fate and sampling rate.
         pieces: By fate.
         notes: What happened to kept audio, and how often.
-        problems: One line a file that something is wrong with, in order.
+        problems: What is wrong, by file, in order; the first thing of each.
     """
 
     checksum: int
     samples: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     pieces: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
-    problems: dict[str, None] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
 
-    def add(self, piece: Piece) -> None:
-        self.samples[piece.fate][piece.rate_hz] += piece.samples
-        self.pieces[piece.fate] += 1
+    def add(self, piece: Piece, times: int = 1) -> None:
+        """Counts a piece; -1 times takes it back."""
+        self.samples[piece.fate][piece.rate_hz] += times * piece.samples
+        self.pieces[piece.fate] += times
         if piece.problem:
-            self.problems[piece.problem] = None
-
-    def move(self, piece: Piece) -> None:
-        """A kept piece is dropped after all."""
-        self.add(Piece(-piece.samples, piece.rate_hz, KEPT))
-        self.pieces[KEPT] -= 2
-        self.add(piece)
+            self.problems.setdefault(*piece.problem)
 
     def merge(self, other: "Account") -> None:
         for fate, samples in other.samples.items():
             self.samples[fate] += samples
         self.pieces += other.pieces
         self.notes += other.notes
-        self.problems |= other.problems
+        self.problems = other.problems | self.problems
 
     def seconds(self, fate: str) -> float:
         return sum(samples / rate for rate, samples in self.samples[fate].items())
 
+    def lines(self) -> list[str]:
+        """The problems, one line each."""
+        return [" ".join(f"{file}: {what}".split()) for file, what in self.problems.items()]
+
     def to_json(self) -> str:
         samples = {fate: sorted(counts.items()) for fate, counts in self.samples.items()}
-        return json.dumps([self.checksum, samples, self.pieces, self.notes, list(self.problems)])
+        return json.dumps([self.checksum, samples, self.pieces, self.notes, self.problems])
 
     @classmethod
     def from_json(cls, text: str) -> "Account":
         checksum, samples, pieces, notes, problems = json.loads(text)
-        account = cls(checksum, pieces=Counter(pieces), notes=Counter(notes), problems=dict.fromkeys(problems))
+        account = cls(checksum, pieces=Counter(pieces), notes=Counter(notes), problems=problems)
         for fate, counts in samples.items():
             account.samples[fate] = Counter(dict(map(tuple, counts)))
         return account
@@ -101,11 +100,11 @@ def write_report(
     texts = {
         "report.json": json.dumps(report, indent=1, ensure_ascii=False),
         "report.md": markdown(report, account, splits),
-        "problems.txt": "\n".join(account.problems),
+        "problems.txt": "\n".join(account.lines()),
     }
     for name, text in texts.items():
         with appearing_whole(out / name) as partial:
-            partial.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+            partial.write_text(text + "\n" * bool(text), encoding="utf-8", errors="surrogateescape")
     _draw_lengths(out / "lengths.png", {split: seconds for split, (seconds, _) in splits.items()})
 
 
@@ -130,6 +129,7 @@ def markdown(report: dict[str, Any], account: Account, splits: dict[str, tuple[n
         lines.append(
             f"| {split} | {row['utterances']:,} | {row['seconds'] / 3600:,.2f} | {row['speakers']} | {spread} |"
         )
+    lines += ["", *(f"- {split} is empty: too few speakers" for split, (s, _) in splits.items() if not len(s))]
     lines += [
         "",
         "No speaker is in two splits.",
@@ -139,7 +139,7 @@ def markdown(report: dict[str, Any], account: Account, splits: dict[str, tuple[n
         "```",
     ]
     lines += ["", f"{len(account.problems)} problems, one line each in problems.txt", ""]
-    lines += [f"- {line}" for line in list(account.problems)[:PROBLEMS_SHOWN]]
+    lines += [f"- {line}" for line in account.lines()[:PROBLEMS_SHOWN]]
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from lit_spectron.arguments import OneLineParser
 from lit_spectron.errors import UserError
 
 TASKS = {"librilight": "a corpus to manifests", "export": "a manifest to lhotse's cuts or Shar"}
@@ -39,8 +40,8 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def librilight_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def librilight_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m lit_spectron prepare librilight",
         description="Turns a corpus into OUT/train.arrow, val.arrow and test.arrow, which point into its files (none "
         "is re-encoded), OUT/report.md and report.json, which account for every second of it, problems.txt, with a "
@@ -55,7 +56,7 @@ def librilight_parser() -> argparse.ArgumentParser:
         choices=("librilight", "cuts", "librispeech", "audio"),
         default="librilight",
         help="librilight: FILE.json with voice_activity beside FILE.flac; cuts: Libriheavy's; librispeech: "
-        "SPEAKER/CHAPTER with .trans.txt; audio: any files, the folder is the speaker, a .txt beside a file its text",
+        "SPEAKER/CHAPTER with .trans.txt; audio: any files, the first folder is the speaker, a .txt beside it the text",
     )
     add("--jobs", type=int, default=1, help="processes")
     add("--shard", type=_shard, default="0/1", metavar="I/N", help="do the I-th of N shares; the last to end merges")
@@ -95,18 +96,19 @@ def prepare_librilight(arguments: list[str]) -> None:
     from datamodules.preparation import Settings, prepare
 
     own = {name: options.pop(name) for name in ("out", "jobs", "device", "batch_size")}
-    shard, shards = options.pop("shard")
+    shard = options.pop("shard")
+    options["root"] = str(Path(options["root"]).resolve())
     if own["jobs"] < 1 or own["batch_size"] < 1:
         raise UserError("--jobs, --batch_size: must be at least 1")
     if (options["layout"] == "cuts") != bool(options["cuts"]):
         raise UserError("--cuts: names the manifests of --layout cuts, and of no other")
-    settings = Settings(**{**options, "cuts": tuple(options["cuts"])}, shards=shards)
+    settings = Settings(**{**options, "cuts": tuple(options["cuts"])})
     if prepare(settings, shard=shard, **own):
         print((own["out"] / "report.md").read_text(encoding="utf-8"), end="")
 
 
-def export_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def export_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m lit_spectron prepare export",
         description="Writes a manifest's utterances as lhotse's cuts, or packs them, with their audio, into its Shar.",
     )

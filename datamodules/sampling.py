@@ -1,5 +1,6 @@
 """Which utterances make up each batch: a whole epoch is planned at once, so any batch of it is found in no time."""
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,8 +77,8 @@ class BatchPlan:
         return self.order[self.bounds[batch] : self.bounds[batch + 1]].tolist()
 
 
-def plan_in_order(sizes: np.ndarray, limits: BatchLimits) -> BatchPlan:
-    """Batches of neighbours, as they come."""
+def plan_in_order(sizes: np.ndarray, limits: BatchLimits, groups_of: int) -> BatchPlan:
+    """Batches of neighbours, as they come; every process gets equally many, some of them halved, or empty at last."""
     starts, largest = [0], 0.0
     for index, size in enumerate(sizes.tolist()):
         largest = max(largest, size)
@@ -85,6 +86,13 @@ def plan_in_order(sizes: np.ndarray, limits: BatchLimits) -> BatchPlan:
             starts.append(index)
             largest = size
     bounds = np.array([*starts, len(sizes)] if len(sizes) else [0])
+    while (len(bounds) - 1) % groups_of:
+        fullest = int(np.diff(bounds).argmax())
+        half = (bounds[fullest] + bounds[fullest + 1] + 1) // 2
+        if bounds[fullest + 1] - bounds[fullest] > 1:
+            bounds = np.insert(bounds, fullest + 1, half)
+        else:
+            bounds = np.append(bounds, bounds[-1])
     return BatchPlan(np.arange(len(sizes), dtype=np.int32), bounds, np.arange(len(bounds) - 1))
 
 
@@ -143,7 +151,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         shuffle: False keeps the given order.
         seed: Of the shuffling.
         rank: Of this process.
-        world_size: Processes; while shuffling, all get equally many batches.
+        world_size: Processes; all get equally many batches.
         mixture: Of corpora; None for every utterance in each epoch.
     """
 
@@ -169,13 +177,18 @@ class PlannedBatchSampler(Sampler[list[int]]):
         self._buckets = buckets(self.sizes) if shuffle else None
         self._plan: tuple[int, BatchPlan] | None = None
 
+    def checksum(self) -> int:
+        """Of what the plan of an epoch depends on."""
+        rest = (self.limits, self.shuffle, self.seed, self.world_size, self.mixture)
+        return zlib.crc32(repr(rest).encode(), zlib.crc32(self.sizes.tobytes()))
+
     def plan(self) -> BatchPlan:
         """Of this epoch."""
         epoch = self.epoch if self.shuffle else 0
         if self._plan is None or self._plan[0] != epoch:
             self._plan = None  # its memory is needed for the next one
             if self._buckets is None:
-                plan = plan_in_order(self.sizes, self.limits)
+                plan = plan_in_order(self.sizes, self.limits, self.world_size)
             else:
                 generator = np.random.default_rng([self.seed, epoch])
                 drawn = self.mixture.draw(generator)
@@ -184,7 +197,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         return self._plan[1]
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self.plan()), self.world_size))
+        return len(self.plan()) // self.world_size
 
     def __iter__(self) -> Iterator[list[int]]:
         plan = self.plan()

@@ -24,6 +24,7 @@ def merged(activity: Iterable[Interval], end: float) -> list[Interval]:
 
 def segments(
     activity: Iterable[Interval],
+    min_seconds: float,
     max_seconds: float,
     max_gap_seconds: float,
     quiet_place: Callable[[float, float], float],
@@ -32,12 +33,13 @@ def segments(
 
     Args:
         activity: In order, not overlapping.
+        min_seconds: Shortest piece that longer activity is cut into, where that can be.
         max_seconds: Longest segment. Longer activity is cut at quiet places.
         max_gap_seconds: Longest silence inside a segment.
         quiet_place: Where to cut between two times.
     """
     begin = end = None
-    for start, stop in (piece for a in activity for piece in _pieces(*a, max_seconds, quiet_place)):
+    for start, stop in (piece for a in activity for piece in _pieces(*a, min_seconds, max_seconds, quiet_place)):
         if begin is not None and end is not None:
             if start - end <= max_gap_seconds and stop - begin <= max_seconds:
                 end = stop
@@ -48,11 +50,15 @@ def segments(
         yield begin, end
 
 
-def _pieces(start: float, stop: float, max_seconds: float, quiet_place: Callable) -> Iterator[Interval]:
-    """One stretch in pieces between half of ``max_seconds`` and all of it, unless it is short enough as it is."""
+def _pieces(
+    start: float, stop: float, min_seconds: float, max_seconds: float, quiet_place: Callable[[float, float], float]
+) -> Iterator[Interval]:
+    """One stretch in pieces of at least half of ``max_seconds``, unless it is short enough as it is."""
+    shortest = max(max_seconds / 2, min_seconds)
     while stop - start > max_seconds:
-        latest = min(max_seconds, stop - start - max_seconds / 2)
-        cut = quiet_place(start + max_seconds / 2, start + latest)
+        latest = min(max_seconds, stop - start - shortest)
+        # Where two pieces would both be too short, one is as long as can be.
+        cut = quiet_place(start + shortest, start + latest) if latest > shortest else start + max_seconds
         yield start, cut
         start = cut
     yield start, stop

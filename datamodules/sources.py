@@ -4,23 +4,25 @@ An item is an audio file below the root, or a line of a manifest of cuts. Paths 
 """
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
 import soundfile
 
-from datamodules.cuts import parse_cut, read_lines
+from datamodules.cuts import MALFORMED, parse_cut, read_lines
 from datamodules.manifest import Utterance
 from datamodules.segmentation import Interval, merged, quietest, segments
-from lit_spectron.audio_files import SUFFIXES, read_audio
+from lit_spectron.audio_files import SUFFIXES, UNKNOWN_FRAMES, read_audio
 from lit_spectron.errors import UserError
 
 KEPT = "kept"
+TOLERATED_SECONDS = 0.5  # by which voice activity may go beyond its file
 END_SECONDS = 0.1  # so much of a file's end is decoded, to see whether the file is whole
 
 
@@ -54,22 +56,22 @@ class Piece:
         rate_hz: The file's own rate.
         fate: `KEPT`, or why it is dropped.
         utterance: If it is kept.
-        problem: One line that names what is wrong with a file; empty where nothing is.
+        problem: The file that something is wrong with, and what; None where nothing is.
     """
 
     samples: int
     rate_hz: int
     fate: str
     utterance: Utterance | None = None
-    problem: str = ""
+    problem: tuple[str, str] | None = None
 
 
 class Unusable(Exception):
-    """A file of no use: why in a few words, in one line with its name, and how many samples are lost with it."""
+    """A file of no use: why in a few words, in one line, and how many samples are lost with it."""
 
     def __init__(self, fate: str, path: Path, detail: str = "", samples: int = 0, rate_hz: int = 1):
         super().__init__(fate)
-        self.piece = Piece(samples, rate_hz, fate, problem=f"{path}: {detail or fate}")
+        self.piece = Piece(samples, rate_hz, fate, problem=(str(path), detail or fate))
 
 
 class Source(ABC):
@@ -103,13 +105,18 @@ class Source(ABC):
 
     def judge(self, utterance: Utterance, samples: int, whole: bool) -> Piece:
         """An utterance inside a file, which may be damaged unless it is ``whole``."""
-        fate, problem = self.lengths.refusal(samples / self.sample_rate_hz), ""
+        fate, problem = self.lengths.refusal(samples / self.sample_rate_hz), None
         if fate is None and (self.verify or not whole):
             try:
                 self.read(utterance.path, utterance.start_seconds, utterance.duration_seconds)
             except UserError as error:
-                fate, problem = "unreadable audio", str(error)
+                fate, problem = "unreadable audio", (str(self.root / utterance.path), reason(error))
         return Piece(samples, self.sample_rate_hz, fate or KEPT, None if fate else utterance, problem)
+
+
+def reason(error: UserError) -> str:
+    """What `read_audio` says, without the file that it names first."""
+    return str(error).split(": ", 1)[-1]
 
 
 @lru_cache(maxsize=256)
@@ -119,14 +126,16 @@ def read_header(path: Path, sample_rate_hz: int) -> tuple[int, bool]:
     Raises:
         Unusable: It is anything else.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a name is too long
         raise Unusable("no such file", path)
     try:
         info = soundfile.info(str(path))
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise Unusable("unreadable audio", path, f"unreadable audio: {str(error).splitlines()[0]}") from error
+        raise Unusable("unreadable audio", path, str(error).splitlines()[0]) from error
     if info.frames == 0:
         raise Unusable("no samples", path)
+    if info.frames >= UNKNOWN_FRAMES:
+        raise Unusable("unknown length", path, "its header does not say how long it is")
     if info.samplerate != sample_rate_hz:
         detail = f"sampled at {info.samplerate} Hz, not {sample_rate_hz} Hz"
         raise Unusable("another sampling rate", path, detail, info.frames, info.samplerate)
@@ -170,35 +179,37 @@ class FileSource(Source):
                 below.clear()
                 continue
             visited.add(real)
+            below.sort()  # a folder that links lead to is found by the same path everywhere
             here = Path(folder).relative_to(self.root)
             found += [(here / name).as_posix() for name in names if Path(name).suffix.lower() in SUFFIXES]
         found += [f"{Path(error.filename).relative_to(self.root).as_posix()}/" for error in unlisted]
         yield from sorted(found)
 
     def pieces(self, item: str) -> Iterator[Piece]:
+        path, rate, frames = self.root / item, self.sample_rate_hz, 0
         try:
             if item.endswith("/"):
-                raise Unusable("unreadable folder", self.root / item)
+                raise Unusable("unreadable folder", path)
             if any("\ud800" <= letter <= "\udfff" for letter in item):  # bytes that are not UTF-8
-                raise Unusable("name that is not Unicode", self.root / item)
-            yield from self._file_pieces(Path(item))
+                raise Unusable("name that is not Unicode", path)
+            frames, whole = read_header(path, rate)
+            pieces = list(self._file_pieces(Path(item), frames, whole))
         except Unusable as unusable:
-            yield unusable.piece
-
-    def _file_pieces(self, path: Path) -> Iterator[Piece]:
-        rate = self.sample_rate_hz
-        frames, whole = read_header(self.root / path, rate)
-        try:
-            known = self.describe(path)
-            f"{known.speaker}{known.text}".encode()  # what is not Unicode can't be written into a manifest
-            stretches = (
-                [(0.0, frames / rate)] if known.text else list(self._stretches(path, known.activity, frames / rate))
-            )
-        except Unusable as unusable:
-            raise Unusable(unusable.piece.fate, self.root / path, samples=frames, rate_hz=rate) from unusable
-        except (KeyError, TypeError, ValueError, OSError, RecursionError) as error:
+            pieces = [replace(unusable.piece, samples=frames, rate_hz=rate) if frames else unusable.piece]
+        except MALFORMED as error:
             detail = f"its description is not understood: {type(error).__name__} {error}"
-            raise Unusable("bad description", self.root / path, detail, frames, rate) from error
+            pieces = [Piece(frames, rate, "bad description", problem=(str(path), detail))]
+        yield from pieces
+
+    def _file_pieces(self, path: Path, frames: int, whole: bool) -> Iterator[Piece]:
+        rate, known = self.sample_rate_hz, self.describe(path)
+        f"{known.speaker}{known.text}".encode()  # half a surrogate pair can't be written into a manifest
+        seconds = frames / rate
+        end = max((end for _, end in known.activity or []), default=0.0)
+        if end > seconds + TOLERATED_SECONDS:
+            problem = f"voice activity up to {end:.1f} s, but it ends at {seconds:.1f} s"
+            yield Piece(0, rate, "voice activity beyond its file", problem=(str(self.root / path), problem))
+        stretches = [(0.0, seconds)] if known.text else self._stretches(path, known.activity, seconds)
         name, silent = path.with_suffix("").as_posix(), frames
         for index, (start, end) in enumerate(stretches):
             first, last = round(start * rate), min(round(end * rate), frames)
@@ -216,12 +227,6 @@ class FileSource(Source):
             yield Piece(silent, rate, "silence between utterances")
 
     def _stretches(self, path: Path, activity: list[Interval] | None, seconds: float) -> Iterator[Interval]:
-        if activity is None:
-            activity = [(0.0, seconds)]
-        elif not activity:
-            raise Unusable("no voice activity", path)
-        self.notes["voice activity beyond the end of its file"] += sum(end > seconds for _, end in activity)
-
         def quiet_place(start: float, end: float) -> float:
             self.notes["cut at a quiet place, being longer than max_seconds"] += 1
             try:
@@ -229,8 +234,12 @@ class FileSource(Source):
             except UserError:  # damaged there: `judge` says so
                 return end
 
-        yield from segments(
-            merged(activity, seconds), self.lengths.max_seconds, self.lengths.max_gap_seconds, quiet_place
+        return segments(
+            merged([(0.0, seconds)] if activity is None else activity, seconds),
+            self.lengths.min_seconds,
+            self.lengths.max_seconds,
+            self.lengths.max_gap_seconds,
+            quiet_place,
         )
 
     @abstractmethod
@@ -248,13 +257,14 @@ class LibriLightFolders(FileSource):
     def describe(self, path: Path) -> Description:
         description = (self.root / path).with_suffix(".json")
         if not description.is_file():
-            raise Unusable("no .json beside it", path)
+            raise Unusable("no .json beside it", self.root / path)
         content = json.loads(description.read_text(encoding="utf-8"))
         if not content.get("voice_activity"):
-            raise Unusable("no voice activity in its .json", path)
-        return Description(
-            str(content["speaker"]), activity=[(float(start), float(end)) for start, end in content["voice_activity"]]
-        )
+            raise Unusable("no voice activity in its .json", self.root / path)
+        activity = [(float(start), float(end)) for start, end in content["voice_activity"]]
+        if not all(math.isfinite(time) for interval in activity for time in interval):
+            raise ValueError("a time of its voice activity is not finite")
+        return Description(str(content["speaker"]), activity=activity)
 
 
 class LibriSpeechFolders(FileSource):
@@ -264,7 +274,7 @@ class LibriSpeechFolders(FileSource):
         folder = self.root / path.parent
         text = _chapter_texts(folder / f"{path.parent.parent.name}-{path.parent.name}.trans.txt").get(path.stem)
         if not text:
-            raise Unusable("no transcript", path)
+            raise Unusable("no transcript", self.root / path)
         return Description(path.parent.parent.name, text)
 
 
@@ -277,12 +287,12 @@ def _chapter_texts(path: Path) -> dict[str, str]:
 
 
 class AudioFolders(FileSource):
-    """Any audio: the folder that a file lies in is its speaker, a ``.txt`` beside it what is said."""
+    """Any audio: the first folder below the root is a file's speaker, a ``.txt`` beside it what is said."""
 
     def describe(self, path: Path) -> Description:
         transcript = (self.root / path).with_suffix(".txt")
         text = " ".join(transcript.read_text(encoding="utf-8").split()) if transcript.is_file() else ""
-        return Description(path.parent.name or "unknown", text)
+        return Description(path.parts[0] if len(path.parts) > 1 else "unknown", text)
 
 
 class Cuts(Source):
@@ -317,7 +327,7 @@ class Cuts(Source):
                 for number, line in read_lines(path):
                     yield f"{path.name}:{number}\t{line}"
             except UserError as error:
-                yield f"{error}\t"
+                yield f"{path.name}: {reason(error)}\t"
 
     def pieces(self, item: str) -> Iterator[Piece]:
         place, _, line = item.partition("\t")
@@ -325,7 +335,8 @@ class Cuts(Source):
         try:
             utterance = parse_cut(line, Path(), self.audio_prefix, self.text_index)
         except ValueError as error:
-            yield Piece(0, rate, "not a cut", problem=f"{place}: {error}" if line else place)
+            name, _, damage = place.partition(": ")
+            yield Piece(0, rate, "not a cut", problem=(name, damage or str(error)))
             return
         samples = round(utterance.duration_seconds * rate)
         try:
@@ -334,7 +345,7 @@ class Cuts(Source):
             yield Piece(samples, rate, unusable.piece.fate, problem=unusable.piece.problem)
             return
         if round(utterance.start_seconds * rate) + samples > frames + 1:
-            problem = f"{place}: {utterance.id} ends after its file, which has {frames / rate:.3f} s"
-            yield Piece(samples, rate, "ends after its file", problem=problem)
+            problem = f"ends at {frames / rate:.3f} s, before {utterance.id} ({place})"
+            yield Piece(samples, rate, "ends after its file", problem=(str(self.root / utterance.path), problem))
         else:
             yield self.judge(utterance, samples, whole)

@@ -2,13 +2,13 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.loading import Collate, Item
@@ -21,7 +21,7 @@ from lit_spectron.types import SpeechBatch
 
 def read_questions(
     table: Path, question_column: str, answer_column: str, audio_column: str
-) -> Iterator[tuple[str, list[str], str]]:
+) -> list[tuple[str, list[str], str]]:
     """Rows of a table as question, answers and audio file.
 
     Args:
@@ -31,29 +31,35 @@ def read_questions(
         audio_column: File name.
 
     Raises:
-        UserError: The table is missing or empty, or has no such column; names the row that lacks something.
+        UserError: The table is missing, unreadable, or has no such column; names the row that lacks something.
     """
     if not table.is_file():
         raise UserError(f"{table}: no such table")
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file, delimiter="," if table.suffix == ".csv" else "\t")
-        for name in (question_column, answer_column, audio_column):
-            if name not in (rows.fieldnames or []):
-                raise UserError(f"{table}: has no column {name}, but {', '.join(rows.fieldnames or ['nothing'])}")
-        for number, row in enumerate(rows, start=2):
-            question, answer, audio = (row[name] or "" for name in (question_column, answer_column, audio_column))
-            if not (question.strip() and answer.strip() and audio.strip()):
-                raise UserError(f"{table}:{number}: lacks question, answer or audio")
-            yield question.strip(), _answers(answer.strip()), audio.strip()
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, delimiter="," if table.suffix == ".csv" else "\t", strict=True)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{table}: not a table in UTF-8: {error}") from error
+    wanted = (question_column, answer_column, audio_column)
+    if missing := [name for name in wanted if name not in columns]:
+        raise UserError(f"{table}: has no column {missing[0]}, but {', '.join(columns) or 'nothing'}")
+    questions = []
+    for number, row in enumerate(rows, start=2):
+        question, answer, audio = ((row[name] or "").strip() for name in wanted)
+        answers = _answers(answer)
+        if not (question and answers and audio):
+            raise UserError(f"{table}:{number}: lacks question, answer or audio")
+        questions.append((question, answers, audio))
+    return questions
 
 
 def _answers(text: str) -> list[str]:
-    if text.startswith("["):
-        try:
-            return [str(answer) for answer in json.loads(text)]
-        except ValueError:
-            pass
-    return [text]
+    try:
+        found = json.loads(text) if text.startswith("[") else [text]
+    except ValueError:
+        found = [text]
+    return [answer for answer in map(str, found) if answer]
 
 
 class SpokenQuestions(Dataset):
@@ -61,19 +67,22 @@ class SpokenQuestions(Dataset):
 
     Args:
         rows: Question, answers, audio file of each.
+        root: Folder of the audio.
         sample_rate_hz: Of every file.
     """
 
-    def __init__(self, rows: list[tuple[str, list[str], Path]], sample_rate_hz: int):
+    def __init__(self, rows: list[tuple[str, list[str], str]], root: Path, sample_rate_hz: int):
         self.rows = rows
+        self.root = root
         self.sample_rate_hz = sample_rate_hz
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Item:
-        question, answers, path = self.rows[index]
-        utterance = Utterance(path.stem, path, 0.0, 0.0, "", question)
+        question, answers, name = self.rows[index]
+        path = self.root / name
+        utterance = Utterance(Path(name).with_suffix("").as_posix(), path, 0.0, 0.0, "", question)
         try:
             waveform = torch.from_numpy(read_audio(path, self.sample_rate_hz))
         except UserError as error:
@@ -110,35 +119,37 @@ class SpokenQADataModule(L.LightningDataModule):
         self.columns = (question_column, answer_column, audio_column)
         self.batch_size = batch_size
         self.workers = workers
-        self.rows: list[tuple[str, list[str], Path]] = []
-        self.missing: list[Path] = []
+        self.rows: list[tuple[str, list[str], str]] = []
+        self.without_audio: list[str] = []
 
     def setup(self, stage: str) -> None:
         """Reads the table; what has no audio is left out and counted."""
-        if stage not in ("test", "predict"):
-            raise UserError(f"{self.table}: questions are for test and predict, not for {stage}")
-        rows = [(q, a, self.audio_root / name) for q, a, name in read_questions(self.table, *self.columns)]
-        self.rows = [row for row in rows if row[2].is_file()]
-        self.missing = [path for _, _, path in rows if not path.is_file()]
-        print(f"{self.table}: {len(self.rows)} questions, {len(self.missing)} more without audio")
+        if stage != "predict":
+            raise UserError(f"{self.table}: questions have no continuation to {stage} with; they are for predict")
+        rows = read_questions(self.table, *self.columns)
+        there = [(self.audio_root / name).is_file() for _, _, name in rows]
+        self.rows = [row for row, found in zip(rows, there, strict=True) if found]
+        self.without_audio = [row[2] for row, found in zip(rows, there, strict=True) if not found]
+        rank_zero_info(f"{self.table}: {len(self.rows)} questions; {len(self.without_audio)} more have no audio")
         if not self.rows:
             raise UserError(f"{self.table}: none of its {len(rows)} questions has its audio in {self.audio_root}")
 
-    def _loader(self, split: str) -> DataLoader:
-        trainer: Any = self.trainer
-        model = trainer.lightning_module.model
-        sampler = PlannedBatchSampler(
-            np.ones(len(self.rows)), BatchLimits(self.batch_size), False, 0, trainer.global_rank, trainer.world_size
-        )
-        return DataLoader(
-            SpokenQuestions(self.rows, model.audio.sample_rate_hz),
-            batch_sampler=sampler,
-            collate_fn=Collate(split, model.llm.tokenizer, model.audio.sample_rate_hz),
-            num_workers=self.workers,
-        )
-
-    def test_dataloader(self) -> DataLoader[SpeechBatch]:
-        return self._loader("test")
+    def on_after_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
+        """Reports what could not be read."""
+        for name, reason in batch.skipped:
+            rank_zero_warn(f"{self.table}: question {name} left out: {reason}")
+        return batch
 
     def predict_dataloader(self) -> DataLoader[SpeechBatch]:
-        return self._loader("predict")
+        trainer: Any = self.trainer
+        model = trainer.lightning_module.model
+        limits = BatchLimits(self.batch_size)
+        sampler = PlannedBatchSampler(
+            np.ones(len(self.rows)), limits, False, 0, trainer.global_rank, trainer.world_size
+        )
+        return DataLoader(
+            SpokenQuestions(self.rows, self.audio_root, model.audio.sample_rate_hz),
+            batch_sampler=sampler,
+            collate_fn=Collate("predict", model.llm.tokenizer, model.audio.sample_rate_hz),
+            num_workers=self.workers,
+        )

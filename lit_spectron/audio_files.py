@@ -8,6 +8,7 @@ import soundfile
 
 from lit_spectron.errors import UserError
 
+UNKNOWN_FRAMES = 2**62  # what libsndfile says where the header does not tell, as of FLAC from a pipe
 LARGEST_SAMPLE = 4.0  # float files may overshoot 1; one beyond this was never scaled to [-1, 1]
 SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 
@@ -27,7 +28,7 @@ def read_audio(
         UserError: The file is missing, unreadable, of another rate, not mono, empty, too short, not finite, or not
             scaled.
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a name is too long
         raise UserError(f"{path}: no such file")
     try:
         with soundfile.SoundFile(path) as file:
@@ -35,6 +36,8 @@ def read_audio(
                 raise UserError(f"{path}: sampled at {file.samplerate} Hz, expected {sample_rate_hz} Hz")
             if file.channels != 1:
                 raise UserError(f"{path}: has {file.channels} channels, expected mono")
+            if file.frames >= UNKNOWN_FRAMES:
+                raise UserError(f"{path}: its header does not say how long it is")
             start = round(start_seconds * sample_rate_hz)
             stop = file.frames if duration_seconds is None else start + round(duration_seconds * sample_rate_hz)
             # Starts and durations are rounded by whoever wrote them: one sample beyond the end is no damage.

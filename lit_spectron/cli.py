@@ -1,12 +1,12 @@
 """The command line: `python -m lit_spectron COMMAND`; see `--help` of each."""
 
-import argparse
 import errno
 import os
 import sys
 from pathlib import Path
 
 from lit_spectron import __version__
+from lit_spectron.arguments import OneLineParser
 from lit_spectron.errors import UserError
 
 COMMANDS = {
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def generate_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def generate_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m lit_spectron generate",
         description="Continues spoken prompts. For each prompt, OUT gets NAME.wav (the continuation), NAME.txt (the "
         "text), NAME.json (text, seconds, stop reasons, settings) and NAME.png (the spectrogram).",
@@ -98,8 +98,8 @@ def generate(arguments: list[str]) -> None:
     pipeline.generate_files(options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"])
 
 
-def resynthesize_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def resynthesize_parser() -> OneLineParser:
+    parser = OneLineParser(
         prog="python -m lit_spectron resynthesize",
         description="Turns speech into log-mel and back by a vocoder. For each file, OUT gets NAME.wav, and one line "
         "is printed: the mean absolute difference, in nats, between the log-mel of the original and of the result.",

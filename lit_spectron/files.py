@@ -23,9 +23,14 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def appearing_whole(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes its place when the block ends well, and is removed otherwise."""
-    partial = path.with_name(f".{path.name}.part")
+def appearing_whole(path: Path, writer: str = "") -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes its place when the block ends well, and is removed otherwise.
+
+    Args:
+        path: What appears.
+        writer: Tells processes apart that may write the same file at the same time.
+    """
+    partial = path.with_name(f".{path.name}{writer and '.'}{writer}.part")
     try:
         yield partial
         partial.replace(path)

@@ -8,6 +8,22 @@ import numpy as np
 import torch
 
 from lit_spectron.huggingface import named_errors
+from lit_spectron.word_errors import words
+
+QUIETEST_SPEECH_DB = -55.0  # of full scale
+FRAME_SAMPLES = 800
+MOST_WORDS_PER_SECOND = 7.0  # fast speech has 5
+
+
+def loudest_frame_db(waveform: np.ndarray) -> float:
+    """Level of the loudest frame of a waveform (T,), in dB of full scale."""
+    frames = np.pad(waveform, (0, -len(waveform) % FRAME_SAMPLES)).reshape(-1, FRAME_SAMPLES)
+    return float(10 * np.log10(np.square(frames, dtype=np.float64).mean(1).max(initial=0.0) + 1e-20))
+
+
+def is_endless(text: str, seconds: float) -> bool:
+    """Whether a transcript holds more words than can be said: Whisper, unsure, repeats itself until its tokens end."""
+    return len(words(text)) > 2 + MOST_WORDS_PER_SECOND * seconds
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,9 @@ class Transcript:
 
 class WhisperRecognizer:
     """Greedy transcription of stretches of up to 30 s.
+
+    Whisper makes up words where nobody speaks. What has no frame as loud as `QUIETEST_SPEECH_DB`, and transcripts of
+    more words than anyone can say in the time, come out empty.
 
     Args:
         source: Hub id or folder of a Whisper model.
@@ -69,14 +88,20 @@ class WhisperRecognizer:
     @torch.inference_mode()
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
         """(T,) float32 waveforms to what is said in them."""
-        inputs: Any = [{"raw": waveform, "sampling_rate": self.sample_rate_hz} for waveform in waveforms]
+        loud = [place for place, waveform in enumerate(waveforms) if loudest_frame_db(waveform) > QUIETEST_SPEECH_DB]
+        inputs: Any = [{"raw": waveforms[place], "sampling_rate": self.sample_rate_hz} for place in loud]
         results = self._pipeline(
             inputs,
             batch_size=self.batch_size,
             return_timestamps="word" if self.word_times else False,
             generate_kwargs=self._options,
         )
-        return [Transcript(r["text"].strip(), self._words(r) if self.word_times else None) for r in results]
+        transcripts = [Transcript("", [] if self.word_times else None)] * len(waveforms)
+        for place, result in zip(loud, results, strict=True):
+            text = result["text"].strip()
+            if not is_endless(text, len(waveforms[place]) / self.sample_rate_hz):
+                transcripts[place] = Transcript(text, self._words(result) if self.word_times else None)
+        return transcripts
 
     @staticmethod
     def _words(result: dict) -> list[tuple[str, float, float]]:

@@ -28,7 +28,7 @@ class SpeechBatch:
         text: Whole transcripts.
         prompt_text: Words spoken inside the prompt, from the corpus's word times; None where it has none.
         answers: Right answers of each, if they are questions; empty lists otherwise.
-        skipped: One line for each utterance that could not be read, ``id: reason``.
+        skipped: Id and reason of each utterance that could not be read.
     """
 
     split: str
@@ -42,7 +42,7 @@ class SpeechBatch:
     text: list[str]
     prompt_text: list[str | None]
     answers: list[list[str]] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -119,7 +119,7 @@ def make_real(arguments: argparse.Namespace) -> None:
     if not link.exists():
         link.symlink_to(arguments.root.resolve())
     utterances = read_cuts(arguments.root / arguments.cuts, arguments.root, "download/librilight", 0)
-    parts = split_by_speaker(Manifest.from_utterances(utterances), 0.1, 0.1)
+    (parts,) = split_by_speaker([Manifest.from_utterances(utterances)], 0.1, 0.1)
     for name, part in zip(("train", "validation", "test"), parts, strict=True):
         cuts, skipped = [], 0
         for utterance in part:

@@ -29,12 +29,12 @@ from datamodules.manifest import Utterance
 from lit_spectron.audio_files import read_audio
 from lit_spectron.generation import silent_frames
 from lit_spectron.pipeline import SpectronPipeline
+from lit_spectron.recognizer import is_endless
 from lit_spectron.word_errors import count_errors, match_beginning, words
 
 Recognizer = Callable[[list[np.ndarray]], list[str]]
 BATCH = 20
 ROWS = ("real", "resynthesis", "generated")
-MOST_WORDS_PER_SECOND = 7.0  # fast speech has 5
 
 
 def load_recognizer(name: str, sample_rate_hz: int) -> Recognizer:
@@ -118,8 +118,7 @@ def main() -> None:
     for row in arguments.rows:
         sounds = rows[row]
         heard = recognize(sounds)
-        seconds_heard = [len(sound) / audio.sample_rate_hz for sound in sounds]
-        loops = [len(words(t)) > 2 + MOST_WORDS_PER_SECOND * s for t, s in zip(heard, seconds_heard, strict=True)]
+        loops = [is_endless(t, len(s) / audio.sample_rate_hz) for t, s in zip(heard, sounds, strict=True)]
         looped += sum(loops)
         transcripts[row] = ["" if loop else text for loop, text in zip(loops, heard, strict=True)]
         wanted = intended if row == "generated" else references

@@ -137,13 +137,24 @@ def test_damaged_tables_are_named(corpus):
 
 def test_splitting_by_speaker(corpus):
     utterances = read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)
-    parts = split_by_speaker(Manifest.from_utterances(utterances), 0.34, 0.34)
+    (parts,) = split_by_speaker([Manifest.from_utterances(utterances)], 0.34, 0.34)
     speakers = [{u.speaker for u in part} for part in parts]
     assert [len(s) for s in speakers] == [1, 1, 1] and set.union(*speakers) == {"s0", "s1", "s2"}
     assert sum(map(len, parts)) == 9
-    again = split_by_speaker(Manifest.from_utterances(utterances[::-1]), 0.34, 0.34)
+    (again,) = split_by_speaker([Manifest.from_utterances(utterances[::-1])], 0.34, 0.34)
     assert [{u.speaker for u in part} for part in again] == speakers
-    assert [len(p) for p in split_by_speaker(Manifest.from_utterances(utterances), 0.0, 0.34)] == [6, 0, 3]
+    (parts,) = split_by_speaker([Manifest.from_utterances(utterances)], 0.0, 0.34)
+    assert [len(part) for part in parts] == [6, 0, 3]
+
+
+def test_a_speaker_of_two_corpora_is_in_one_split():
+    def corpus_of(*speakers: str) -> Manifest:
+        return Manifest.from_utterances([Utterance(s, Path("x"), 0.0, 1.0, s, "") for s in speakers])
+
+    names = [f"reader{i}" for i in range(40)]
+    first, second = split_by_speaker([corpus_of(*names[:25]), corpus_of(*names[15:])], 0.2, 0.2)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not (first[a].speakers() | second[a].speakers()) & (first[b].speakers() | second[b].speakers())
 
 
 def test_collation(corpus):
@@ -163,7 +174,7 @@ def test_collation(corpus):
     assert batch.token_lengths.tolist() == [18, 3]
     assert batch.ids == [u.id for u in utterances[:2]] and batch.speakers == ["s0", "s0"]
     assert batch.text == ["One, two, three 0.", "Hé"] and batch.prompt_text == ["one two", "one two"]
-    assert batch.skipped == [f"{broken.id}: {corpus / 'gone.flac'}: no such file"]
+    assert batch.skipped == [(broken.id, f"{corpus / 'gone.flac'}: no such file")]
 
 
 def test_a_batch_of_nothing(corpus):
@@ -376,6 +387,8 @@ def test_a_prepared_manifest_is_read_as_the_cuts_are(corpus):
     assert {len(module.manifests[s]) for s in ("train", "val")} == {6, 3}
     cuts = {u.id: u for u in read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)}
     assert all(cuts[u.id] == u for split in ("train", "val") for u in module.manifests[split])
+    with pytest.raises(UserError, match=r"data\.root: none of .*train\.arrow"):
+        data_module(corpus / "made", train_cuts="train.arrow", val_cuts="val.arrow").setup("fit")
     (corpus / "small/s0/book/book_0000.flac").unlink()
     lost = data_module(corpus, train_cuts="made/train.arrow", val_cuts="made/val.arrow", max_skipped_share=0.1)
     lost.setup("fit")
@@ -405,7 +418,12 @@ def test_spoken_questions(questions):
     (batch,) = module.predict_dataloader()
     assert batch.text == ["Where?", "Who?"] and batch.answers == [["Côte"], ["a", "b"]] and batch.split == "predict"
     assert batch.lengths.tolist() == batch.prompt_samples.tolist() == [6 * RATE] * 2
-    assert [path.name for path in module.missing] == ["gone.wav"]
+    assert module.without_audio == ["gone.wav"] and batch.ids == ["small/s1/book/book_0000"] * 2
+    (questions.parent / "small/s1/book/book_0000.wav").write_bytes(b"no sound")
+    (batch,) = module.predict_dataloader()
+    with pytest.warns(UserWarning, match="question small/s1/book/book_0000 left out: .*unreadable"):
+        module.on_after_batch_transfer(batch, 0)
+    assert len(batch) == 0
 
 
 @pytest.mark.parametrize(
@@ -418,7 +436,14 @@ def test_spoken_questions(questions):
 )
 def test_bad_tables_of_questions_are_named(questions, change, message):
     with pytest.raises(UserError, match=message):
-        SpokenQADataModule(**{"table": str(questions), **change}).setup("test")
-    questions.write_text(questions.read_text() + "\nWhy?\t\tx.wav")
-    with pytest.raises(UserError, match=r"questions\.tsv:5"):
-        SpokenQADataModule(str(questions)).setup("test")
+        SpokenQADataModule(**{"table": str(questions), **change}).setup("predict")
+    whole = questions.read_bytes()
+    for row in (b"Why?\t\tx.wav", b"Why?\t[]\tx.wav", b"\tx\tx.wav"):
+        questions.write_bytes(whole + b"\r\n" + row)
+        with pytest.raises(UserError, match=r"questions\.tsv:5"):
+            SpokenQADataModule(str(questions)).setup("predict")
+    questions.write_bytes(whole + b"\r\nWh\xe9?\tx\tx.wav")
+    with pytest.raises(UserError, match="UTF-8"):
+        SpokenQADataModule(str(questions)).setup("predict")
+    with pytest.raises(UserError, match="for predict"):
+        SpokenQADataModule(str(questions)).setup("fit")

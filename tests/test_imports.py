@@ -12,6 +12,7 @@ SLOTS = ("encoders", "llms", "decoders", "vocoders")
 # Each layer imports from those above it only, never from its own.
 LAYERS = [
     {"torchaudio_guard", "errors"},
+    {"arguments"},
     {"", "files", "masking", "losses", "types", "part", "word_errors"},
     {"audio", "audio_files", "optim", "checkpoint", "checkpoint_io", "huggingface", "projection", "llms.tokenizer"},
     {"figures", "recognizer", *(f"{slot}.base" for slot in SLOTS)},
@@ -27,7 +28,7 @@ LAYERS = [
 ]
 OUTSIDE = {
     "datamodules": {
-        *("", "audio", "audio_files", "errors", "files", "masking", "types", "llms.tokenizer"),
+        *("", "arguments", "audio", "audio_files", "errors", "files", "masking", "types", "llms.tokenizer"),
         *("recognizer", "word_errors"),
     },
     "callbacks": {

@@ -68,26 +68,32 @@ def test_ranks_share_an_epoch(world_size):
     assert left[0] != left[1] or not left[0]
 
 
-def test_ranks_share_what_is_validated():
-    shares = [list(sampler(shuffle=False, rank=rank, world_size=3)) for rank in range(3)]
-    assert sorted(i for share in shares for batch in share for i in batch) == list(range(997))
+@pytest.mark.parametrize(("count", "limit", "world_size"), [(997, 16, 3), (80, 16, 8), (5, 1, 4), (3, 4, 8)])
+def test_ranks_share_what_is_validated(count, limit, world_size):
+    ranks = [
+        sampler(sizes=SIZES[:count], limits=BatchLimits(limit), shuffle=False, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    shares = [list(rank) for rank in ranks]
+    assert len({len(share) for share in shares} | {len(rank) for rank in ranks}) == 1
+    assert sorted(i for share in shares for batch in share for i in batch) == list(range(count))
+    assert max(len(batch) for share in shares for batch in share) <= limit
+    assert count < world_size or all(any(share) for share in shares)
 
 
-@pytest.mark.parametrize("processes", [(1, 1), (2, 2), (2, 1), (1, 2)])
-def test_the_rest_of_an_epoch(processes):
-    before, after = processes
-    first = [sampler(rank=r, world_size=before) for r in range(before)]
-    taken = [batch for rank in first for batch in list(rank)[: 12 // before]]
-    rest = []
-    for rank in range(after):
-        one = sampler(rank=rank, world_size=after)
-        one.first = 12
-        rest += list(one)
-        assert len(one) > len(list(one))
-    if before == after:
-        assert sorted(i for batch in taken + rest for i in batch) == sorted(
-            i for rank in first for batch in rank for i in batch
-        )
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_rest_of_an_epoch(world_size):
+    ranks = [sampler(rank=rank, world_size=world_size) for rank in range(world_size)]
+    whole = [list(rank) for rank in ranks]
+    for rank, batches in zip(ranks, whole, strict=True):
+        rank.first = 12
+        assert list(rank) == batches[12 // world_size :] and len(rank) == len(batches)
+
+
+def test_what_a_plan_depends_on_is_in_its_checksum():
+    changes = ({"seed": 1}, {"world_size": 2}, {"limits": BatchLimits(3)}, {"sizes": SIZES[::-1]}, {"sizes": SIZES[1:]})
+    sums = {sampler(**change).checksum() for change in changes} | {sampler().checksum()}
+    assert len(sums) == 6 and sampler(rank=1, world_size=2).checksum() in sums
 
 
 def test_corpora_are_mixed_in_proportion():
