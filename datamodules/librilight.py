@@ -11,10 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.cuts import LIBRIHEAVY_PREFIX, read_cuts
-from datamodules.folders import read_folders
 from datamodules.loading import Collate, PromptSplit, ResumableLoader, UtteranceDataset
 from datamodules.manifest import Manifest, concatenate, split_by_speaker
 from datamodules.sampling import BatchLimits, Mixture, PlannedBatchSampler
+from datamodules.sources import read_folders
 from lit_spectron.audio import SHORTEST_PROMPT_SECONDS
 from lit_spectron.errors import UserError
 from lit_spectron.types import SpeechBatch

@@ -255,16 +255,49 @@ class LibriLightFolders(FileSource):
     """Raw Libri-Light: ``FILE.json`` beside ``FILE.flac``, with ``speaker`` and ``voice_activity`` (seconds)."""
 
     def describe(self, path: Path) -> Description:
-        description = (self.root / path).with_suffix(".json")
+        return librilight_description(self.root / path)
+
+
+def librilight_description(path: Path) -> Description:
+    """What the ``.json`` beside an audio file says.
+
+    Raises:
+        Unusable: There is none, or it knows of no voice activity.
+        Exception: One of `MALFORMED`; it is not Libri-Light's.
+    """
+    description = path.with_suffix(".json")
+    if not description.is_file():
+        raise Unusable("no .json beside it", path)
+    content = json.loads(description.read_text(encoding="utf-8"))
+    if not content.get("voice_activity"):
+        raise Unusable("no voice activity in its .json", path)
+    activity = [(float(start), float(end)) for start, end in content["voice_activity"]]
+    if not all(math.isfinite(time) for interval in activity for time in interval):
+        raise ValueError("a time of its voice activity is not finite")
+    return Description(str(content["speaker"]), activity=activity)
+
+
+def read_folders(root: Path) -> list[Utterance]:
+    """Raw Libri-Light as it is: every audio file with a ``.json`` beside it, one utterance a voice-activity segment.
+
+    Raises:
+        UserError: There is no such pair below ``root``, or a ``.json`` is not Libri-Light's; names the file.
+    """
+    utterances = []
+    for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES):
+        description = path.with_suffix(".json")
         if not description.is_file():
-            raise Unusable("no .json beside it", self.root / path)
-        content = json.loads(description.read_text(encoding="utf-8"))
-        if not content.get("voice_activity"):
-            raise Unusable("no voice activity in its .json", self.root / path)
-        activity = [(float(start), float(end)) for start, end in content["voice_activity"]]
-        if not all(math.isfinite(time) for interval in activity for time in interval):
-            raise ValueError("a time of its voice activity is not finite")
-        return Description(str(content["speaker"]), activity=activity)
+            continue
+        try:
+            known = librilight_description(path)
+        except (Unusable, *MALFORMED) as error:
+            raise UserError(f"{description}: not a Libri-Light description: {type(error).__name__} {error}") from error
+        name = path.relative_to(root).with_suffix("").as_posix()
+        for index, (start, end) in enumerate(known.activity or []):
+            utterances.append(Utterance(f"{name}_{index}", path, start, end - start, known.speaker, ""))
+    if not utterances:
+        raise UserError(f"{root}: holds no audio file with a .json beside it")
+    return utterances
 
 
 class LibriSpeechFolders(FileSource):

@@ -10,10 +10,10 @@ import torch
 
 from datamodules import LibriLightDataModule, SpokenQADataModule
 from datamodules.cuts import read_cuts
-from datamodules.folders import read_folders
 from datamodules.librilight import tokens_per_byte
 from datamodules.loading import Collate, Item, PromptSplit, UtteranceDataset
 from datamodules.manifest import Manifest, Utterance, concatenate, split_by_speaker
+from datamodules.sources import read_folders
 from lit_spectron.audio_files import read_audio
 from lit_spectron.cli import main
 from lit_spectron.errors import UserError

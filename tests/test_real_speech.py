@@ -7,10 +7,10 @@ import pytest
 
 from datamodules import LibriLightDataModule
 from datamodules.cuts import read_cuts
-from datamodules.folders import read_folders
 from datamodules.loading import Collate, PromptSplit, UtteranceDataset
 from datamodules.manifest import Manifest
 from datamodules.sampling import BatchLimits, PlannedBatchSampler
+from datamodules.sources import read_folders
 from lit_spectron.cli import main
 from lit_spectron.llms.tokenizer import Tokenizer
 
