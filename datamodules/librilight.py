@@ -21,7 +21,7 @@ from lit_spectron.types import SpeechBatch
 
 SPLITS = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 FILES_TO_CHECK = 10  # of a prepared manifest: is it of this root?
-TEXTS_TO_MEASURE = 1000  # transcripts from which the number of tokens a byte is taken
+TEXTS_TO_MEASURE = (20, 50)  # places in a manifest, and transcripts at each, from which the tokens a byte are taken
 
 
 class LibriLightDataModule(L.LightningDataModule):
@@ -299,7 +299,9 @@ class LibriLightDataModule(L.LightningDataModule):
 
 def tokens_per_byte(manifest: Manifest, encode: Callable[[str], Sequence[int]]) -> float:
     """How many tokens a transcript takes for each byte of UTF-8, at most, but for one in a hundred."""
-    some = np.unique(np.linspace(0, len(manifest) - 1, TEXTS_TO_MEASURE).astype(int))
+    places, neighbours = TEXTS_TO_MEASURE  # neighbours lie on the same pages of the file
+    starts = np.linspace(0, max(0, len(manifest) - neighbours), places).astype(int)
+    some = np.unique(starts[:, None] + np.arange(min(neighbours, len(manifest))))
     texts = [text for index in some.tolist() if (text := manifest[index].text)]
     return float(np.quantile([len(encode(t)) / len(t.encode()) for t in texts], 0.99)) if texts else 0.0
 

@@ -126,7 +126,7 @@ def plan_shuffled(
     """
     shuffled = generator.permutation(drawn)
     order = shuffled[np.argsort(bucket[shuffled], kind="stable")]
-    ends = np.cumsum(np.bincount(bucket[order], minlength=len(edges)))
+    ends = np.searchsorted(bucket[order], np.arange(len(edges), dtype=bucket.dtype), side="right")
     start, bounds = 0, [np.zeros(1, np.int64)]
     for end, capacity in zip(ends.tolist(), limits.capacity(edges).tolist(), strict=True):
         # What does not fill a batch goes with the next larger ones.
@@ -165,7 +165,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         world_size: int = 1,
         mixture: Mixture | None = None,
     ):
-        self.sizes = sizes.astype(np.float32)
+        self.sizes = sizes.astype(np.float32, copy=False)
         self.limits = limits
         self.shuffle = shuffle
         self.seed = seed

@@ -54,10 +54,11 @@ def read_audio(
         raise UserError(f"{path}: unreadable audio: {str(error).splitlines()[0]}") from error
     if len(samples) < wanted:
         raise UserError(f"{path}: truncated: {len(samples)} of {wanted} samples could be read")
-    if not np.isfinite(samples).all():
+    peak = np.maximum(samples.max(), -samples.min())  # NaN where any sample is
+    if not np.isfinite(peak):
         raise UserError(f"{path}: holds samples that are not finite")
-    if np.abs(samples).max() > LARGEST_SAMPLE:
-        raise UserError(f"{path}: peaks at {np.abs(samples).max():.3g}; samples must be scaled to [-1, 1]")
+    if peak > LARGEST_SAMPLE:
+        raise UserError(f"{path}: peaks at {peak:.3g}; samples must be scaled to [-1, 1]")
     return samples
 
 
