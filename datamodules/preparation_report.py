@@ -159,7 +159,7 @@ def _draw_lengths(path: Path, seconds: dict[str, np.ndarray]) -> None:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.subplots()
     axes.hist(list(seconds.values()), BINS * 2, stacked=True, label=list(seconds))
-    axes.set(xlabel="length of utterance (s)", ylabel="utterances", yscale="log")
+    axes.set(xlabel="length of utterance (s)", ylabel="utterances")
     axes.legend()
     with appearing_whole(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -180,7 +180,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
     def checksum(self) -> int:
         """Of what the plan of an epoch depends on."""
         rest = (self.limits, self.shuffle, self.seed, self.world_size, self.mixture)
-        return zlib.crc32(repr(rest).encode(), zlib.crc32(self.sizes.tobytes()))
+        return zlib.crc32(repr(rest).encode(), zlib.crc32(np.ascontiguousarray(self.sizes).data))
 
     def plan(self) -> BatchPlan:
         """Of this epoch."""
