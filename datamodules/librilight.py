@@ -51,6 +51,8 @@ class LibriLightDataModule(L.LightningDataModule):
             number.
         batch_tokens: LM positions a batch and device, padding counted in, at most; null for any number. Those of text
             are estimated from its length.
+        length_ratio: In training, utterances whose lengths differ by less than this factor come together: little of
+            their batches is padding. Small corpora learn better from batches of any lengths, as with 100.
         workers: Loader processes; 0 reads in the training process.
         cache_gib: Decoded audio that is kept in memory, for small corpora: by each split, in each loader process.
         seed: Of the order of training.
@@ -77,6 +79,7 @@ class LibriLightDataModule(L.LightningDataModule):
         batch_size: int | None = 16,
         batch_seconds: float | None = None,
         batch_tokens: int | None = None,
+        length_ratio: float = 1.05,
         workers: int = 0,
         cache_gib: float = 0.0,
         seed: int = 0,
@@ -95,6 +98,8 @@ class LibriLightDataModule(L.LightningDataModule):
                 raise UserError(f"data.{name}: must be positive, got {value}")
         if all(value is None for value in limits.values()):
             raise UserError("data.batch_size: it, batch_seconds or batch_tokens has to limit a batch")
+        if length_ratio <= 1:
+            raise UserError(f"data.length_ratio: must be above 1, got {length_ratio}")
         if batch_seconds is not None and batch_tokens is not None:
             raise UserError("data.batch_tokens: a batch is limited by it or by batch_seconds, not by both")
         if batch_seconds is not None and batch_seconds < max_seconds:
@@ -120,8 +125,7 @@ class LibriLightDataModule(L.LightningDataModule):
             prompt_split, prompt_seconds, max_prompt_seconds or prompt_seconds, min_continuation_seconds, seed
         )
         self.max_seconds = max_seconds
-        self.batch_size = batch_size
-        self.batch_seconds = batch_seconds
+        self.limits = BatchLimits(batch_size, batch_seconds or batch_tokens, length_ratio)
         self.batch_tokens = batch_tokens
         self.workers = workers
         self.cache_bytes = int(cache_gib * 2**30)
@@ -247,7 +251,7 @@ class LibriLightDataModule(L.LightningDataModule):
         mixture = Mixture(self._corpora, self.train_shares) if split == "train" and self.train_shares else None
         sampler = PlannedBatchSampler(
             self._sizes(manifest, model),
-            BatchLimits(self.batch_size, self.batch_seconds or self.batch_tokens),
+            self.limits,
             shuffle,
             self.seed,
             self.trainer.global_rank,

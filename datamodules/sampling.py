@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch.utils.data import Sampler
 
-# Utterances whose sizes differ by less than this factor count as equally long.
-BUCKET_RATIO = 1.05
-
 
 @dataclass(frozen=True)
 class BatchLimits:
@@ -18,10 +15,12 @@ class BatchLimits:
     Args:
         utterances: At most so many; None for any number.
         size: At most so much, the padding up to the longest utterance counted in; None for any.
+        ratio: While shuffling, sizes in a batch differ by less than this factor, as far as batches can be filled so.
     """
 
     utterances: int | None = None
     size: float | None = None
+    ratio: float = 1.05
 
     def capacity(self, largest: np.ndarray) -> np.ndarray:
         """How many utterances fit if the longest has this size; at least one."""
@@ -96,11 +95,11 @@ def plan_in_order(sizes: np.ndarray, limits: BatchLimits, groups_of: int) -> Bat
     return BatchPlan(np.arange(len(sizes), dtype=np.int32), bounds, np.arange(len(bounds) - 1))
 
 
-def buckets(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each utterance (N,) its bucket, and the buckets' largest sizes; sizes in a bucket differ by `BUCKET_RATIO`."""
+def buckets(sizes: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of each utterance (N,) its bucket, and the buckets' largest sizes; sizes in a bucket differ by ``ratio``."""
     smallest, largest = float(sizes.min()), float(sizes.max())
-    count = max(1, int(np.ceil(np.log(largest / smallest) / np.log(BUCKET_RATIO))))
-    edges = np.minimum(smallest * BUCKET_RATIO ** np.arange(1, count + 1), largest).astype(sizes.dtype)
+    count = max(1, int(np.ceil(np.log(largest / smallest) / np.log(ratio))))
+    edges = np.minimum(smallest * ratio ** np.arange(1, count + 1), largest).astype(sizes.dtype)
     edges[-1] = largest
     return np.searchsorted(edges, sizes).astype(np.uint16), edges
 
@@ -174,7 +173,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
         self.mixture = mixture or Mixture([len(sizes)], [1.0])
         self.epoch = 0
         self.first = 0  # batches, of all processes together, that this epoch has had before
-        self._buckets = buckets(self.sizes) if shuffle else None
+        self._buckets = buckets(self.sizes, limits.ratio) if shuffle else None
         self._plan: tuple[int, BatchPlan] | None = None
 
     def checksum(self) -> int:

@@ -114,6 +114,16 @@ def test_sizes_that_are_all_equal_and_few():
     for count in (1, 2, 5):
         sizes = np.full(count, 3.0)
         assert sorted(i for b in sampler(sizes=sizes, limits=BatchLimits(2)) for i in b) == list(range(count))
-    bucket, edges = buckets(np.array([1.0, 1.04, 2.0, 30.0], dtype=np.float32))
+    bucket, edges = buckets(np.array([1.0, 1.04, 2.0, 30.0], dtype=np.float32), 1.05)
     assert bucket[0] == bucket[1] < bucket[2] < bucket[3] and (np.diff(edges) > 0).all() and edges[-1] == 30
     assert len(sampler(sizes=np.ones(3), limits=BatchLimits(4), world_size=2)) == 0
+
+
+def test_batches_of_any_lengths_on_request():
+    sizes = np.random.default_rng(0).uniform(1, 30, 400)
+    spread = {}
+    for ratio in (1.05, 100.0):
+        batches = list(sampler(sizes=sizes, limits=BatchLimits(8, ratio=ratio)))
+        assert sorted(i for b in batches for i in b) == list(range(400))
+        spread[ratio] = np.mean([sizes[b].max() / sizes[b].min() for b in batches])
+    assert spread[1.05] < 1.2 and spread[100.0] > 3
