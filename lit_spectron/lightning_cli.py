@@ -7,13 +7,13 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import PredictionWriter, Report
-from datamodules import LibriLightDataModule
 from lit_spectron.checkpoint import read_checkpoint, refuse_other_shapes
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
@@ -38,6 +38,7 @@ class SpectronCLI(LightningCLI):
     """LightningCLI with one run folder for everything and the model's config inside its checkpoints."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"data": {"class_path": "datamodules.LibriLightDataModule"}})
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(PredictionWriter, "prediction")
 
@@ -52,7 +53,7 @@ class SpectronCLI(LightningCLI):
             self.config[self.subcommand], skip_link_targets=False, skip_none=False, format="yaml"
         )
         config = yaml.safe_load(dump)
-        self.model.config = {**config["model"], "prompt_seconds": config["data"]["prompt_seconds"]}
+        self.model.config = {**config["model"], "prompt_seconds": config["data"]["init_args"].get("prompt_seconds")}
 
     def _build_from_checkpoint(self, config: Any) -> None:
         """Parts that are in the checkpoint need neither network nor the files they were first made from."""
@@ -118,7 +119,8 @@ def run(arguments: list[str]) -> None:
     try:
         SpectronCLI(
             LitSpectron,
-            LibriLightDataModule,
+            L.LightningDataModule,
+            subclass_mode_data=True,
             save_config_callback=SaveFitConfig,
             # The data module's own sampler gives each process its share.
             trainer_defaults={"use_distributed_sampler": False},

@@ -52,10 +52,12 @@ class SpectronPipeline:
         model: Trained; put into evaluation mode.
         vocoder: Of the model's geometry.
         settings: How to decode.
-        prompt_seconds: Prompt length the model was trained with.
+        prompt_seconds: Prompt length the model was trained with; None where it heard whole files.
     """
 
-    def __init__(self, model: SpectronModel, vocoder: Vocoder, settings: GenerationSettings, prompt_seconds: float):
+    def __init__(
+        self, model: SpectronModel, vocoder: Vocoder, settings: GenerationSettings, prompt_seconds: float | None
+    ):
         self.model = model.eval()
         self.vocoder = vocoder.eval()
         self.settings = settings
@@ -120,7 +122,7 @@ class SpectronPipeline:
             UserError: A prompt is missing, unreadable, too short or of a wrong rate; two share a name.
         """
         seconds = self.prompt_seconds if prompt_seconds is None else prompt_seconds
-        if seconds < SHORTEST_PROMPT_SECONDS:
+        if seconds is not None and seconds < SHORTEST_PROMPT_SECONDS:
             raise UserError(f"--prompt_seconds: must be at least {SHORTEST_PROMPT_SECONDS}, got {seconds}")
         if batch_size < 1:
             raise UserError(f"--batch_size: must be positive, got {batch_size}")
@@ -145,13 +147,13 @@ class SpectronPipeline:
         device = self.model.mel_mean.device
         return self.model.log_mel(prompt[None].to(device), torch.tensor([len(prompt)], device=device))[0][0]
 
-    def _read_prompt(self, path: Path, seconds: float) -> Tensor:
+    def _read_prompt(self, path: Path, seconds: float | None) -> Tensor:
         audio = self.model.audio
         samples = torch.from_numpy(read_audio(path, audio.sample_rate_hz))
-        wanted = audio.seconds_to_samples(seconds)
-        if len(samples) < wanted:
+        shortest = SHORTEST_PROMPT_SECONDS if seconds is None else seconds
+        if len(samples) < audio.seconds_to_samples(shortest):
             raise UserError(
-                f"{path}: {audio.samples_to_seconds(len(samples)):.2f} s, shorter than the prompt of {seconds:g} s "
+                f"{path}: {audio.samples_to_seconds(len(samples)):.2f} s, shorter than the prompt of {shortest:g} s "
                 "(--prompt_seconds)"
             )
-        return samples[:wanted]
+        return samples if seconds is None else samples[: audio.seconds_to_samples(seconds)]

@@ -115,6 +115,7 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--model.audio.n_mels", "0"], ["n_mels"]),
         (["--model.encoder.class_path", "lit_spectron.encoders.Nothing"], ["Nothing"]),
         (["--config", "conf/nowhere.yaml"], ["conf/nowhere.yaml"]),
+        (["--data.rot", "no/such/corpus"], ["rot"]),
         (["--data.root", "no/such/corpus"], ["no/such/corpus"]),
         (["--data.train_cuts", "no_cuts.jsonl"], ["no_cuts.jsonl"]),
         (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
@@ -203,7 +204,8 @@ def test_fit_leaves_a_run(run_folder):
     assert config["model"]["audio"]["n_mels"] == 80 and config["model"]["audio"]["sample_rate_hz"] == RATE
     assert config["model"]["optimizer"]["total_steps"] == 2 and "${" not in json.dumps(config)
     assert config["model"]["encoder"]["init_args"]["hidden_size"] == 128
-    assert config["data"]["prompt_seconds"] == 1.4
+    assert config["data"]["class_path"] == "datamodules.LibriLightDataModule"
+    assert config["data"]["init_args"]["prompt_seconds"] == 1.4
     header, *rows = (run_folder / "metrics.csv").read_text().splitlines()
     assert {"val/loss", "val/wer_text", "val/wer_prompt", "val/stop_rate", "val/silence_ratio"} <= set(
         header.split(",")
@@ -350,3 +352,17 @@ def test_a_bad_option_of_generate_is_named(call, moved_checkpoint, prompts, tmp_
     result = call("generate", "--ckpt", moved_checkpoint, "--out", tmp_path / "out", prompts, option, value)
     assert_one_line(result, option.removeprefix("--"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_another_data_module_is_one_option(call, run_folder, moved_checkpoint, tmp_path):
+    """Questions instead of utterances, after the config of the run."""
+    soundfile.write(tmp_path / "q.wav", np.random.default_rng(0).uniform(-0.1, 0.1, 2 * RATE), RATE)
+    (tmp_path / "questions.tsv").write_text("Questions\tAnswer\tWav Filename\nWhere?\there\tq.wav\n")
+    data = ("--data", "conf/data/llama_questions.yaml", "--data.table", tmp_path / "questions.tsv")
+    written = ("--prediction.directory", tmp_path / "out")
+    code, _, err = call(
+        "predict", "--config", run_folder / "config.yaml", *data, "--ckpt_path", moved_checkpoint, *written
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "out/q.json").read_text())["reference"] == "Where?"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import LibriLightDataModule, SpokenQADataModule
+from datamodules import LibriLightDataModule
 from datamodules.cuts import read_cuts
 from datamodules.librilight import tokens_per_byte
 from datamodules.loading import Collate, Item, PromptSplit, UtteranceDataset
@@ -396,54 +396,3 @@ def test_a_prepared_manifest_is_read_as_the_cuts_are(corpus):
         for loader in (lost.train_dataloader(), lost.val_dataloader()):
             for batch in loader:
                 lost.on_after_batch_transfer(batch, 0)
-
-
-@pytest.fixture
-def questions(corpus) -> Path:
-    table = corpus / "questions.tsv"
-    audio = "small/s1/book/book_0000.wav"
-    rows = [
-        "Questions\tAnswer\tWav Filename",
-        f"Where?\tCôte\t{audio}",
-        f'Who?\t["a", "b"]\t{audio}',
-        "When?\tnow\tgone.wav",
-    ]
-    table.write_bytes("\r\n".join(rows).encode())
-    return table
-
-
-def test_spoken_questions(questions):
-    module = with_model(SpokenQADataModule(str(questions)))
-    module.setup("predict")
-    (batch,) = module.predict_dataloader()
-    assert batch.text == ["Where?", "Who?"] and batch.answers == [["Côte"], ["a", "b"]] and batch.split == "predict"
-    assert batch.lengths.tolist() == batch.prompt_samples.tolist() == [6 * RATE] * 2
-    assert module.without_audio == ["gone.wav"] and batch.ids == ["small/s1/book/book_0000"] * 2
-    (questions.parent / "small/s1/book/book_0000.wav").write_bytes(b"no sound")
-    (batch,) = module.predict_dataloader()
-    with pytest.warns(UserWarning, match="question small/s1/book/book_0000 left out: .*unreadable"):
-        module.on_after_batch_transfer(batch, 0)
-    assert len(batch) == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"table": "none.tsv"}, "none.tsv"),
-        ({"answer_column": "Answers"}, "no column Answers"),
-        ({"audio_root": "/nowhere"}, "/nowhere"),
-    ],
-)
-def test_bad_tables_of_questions_are_named(questions, change, message):
-    with pytest.raises(UserError, match=message):
-        SpokenQADataModule(**{"table": str(questions), **change}).setup("predict")
-    whole = questions.read_bytes()
-    for row in (b"Why?\t\tx.wav", b"Why?\t[]\tx.wav", b"\tx\tx.wav"):
-        questions.write_bytes(whole + b"\r\n" + row)
-        with pytest.raises(UserError, match=r"questions\.tsv:5"):
-            SpokenQADataModule(str(questions)).setup("predict")
-    questions.write_bytes(whole + b"\r\nWh\xe9?\tx\tx.wav")
-    with pytest.raises(UserError, match="UTF-8"):
-        SpokenQADataModule(str(questions)).setup("predict")
-    with pytest.raises(UserError, match="for predict"):
-        SpokenQADataModule(str(questions)).setup("fit")
