@@ -18,7 +18,7 @@ from lit_spectron.errors import UserError
 from lit_spectron.llms import LanguageModel
 from lit_spectron.losses import text_loss
 from lit_spectron.masking import gather_positions, lengths_to_mask, pack
-from lit_spectron.projection import Projection, ProjectionSettings
+from lit_spectron.projection import LetterProjection, Projection, ProjectionSettings
 from lit_spectron.types import SpectronOutput, SpeechBatch
 
 EncoderFactory = Callable[[AudioSpec], SpeechEncoder]
@@ -65,19 +65,27 @@ class SpectronModel(nn.Module):
             )
         self.llm = llm
         self.decoder = decoder(audio, llm.hidden_size)
-        self.projection = Projection(self.encoder.output_dim, llm.hidden_size, projection)
+        self.projection = self._build_projection(projection)
         self.bidirectional_prefix = prefix_attention == "bidirectional"
         self.log_mel = LogMelSpectrogram(audio)
         self.register_buffer("mel_mean", torch.zeros(audio.n_mels))
         self.register_buffer("mel_std", torch.ones(audio.n_mels))
         self.register_buffer("mel_frames", torch.zeros((), dtype=torch.long))
 
+    @torch.no_grad()
+    def _build_projection(self, settings: ProjectionSettings) -> Projection | LetterProjection:
+        if settings.kind != "letters":
+            return Projection(self.encoder.output_dim, self.llm.hidden_size, settings)
+        tokens = [self.llm.tokenizer.encode(letter)[0] for letter in LetterProjection.LETTERS]
+        embeddings = self.llm.embed(torch.tensor([tokens]))[0]
+        return LetterProjection(self.encoder.output_dim, settings.hidden_size or 0, embeddings)
+
     @property
     def positions_per_second(self) -> tuple[float, float]:
         """LM positions that a second of the prompt and a second of the continuation take."""
         frames = self.audio.sample_rate_hz / self.audio.hop_samples
         return (
-            self.encoder.frames_per_second / self.projection.downsampling,
+            self.encoder.frames_per_second * self.projection.positions_per_feature,
             frames / self.decoder.reduction_factor,
         )
 
@@ -148,10 +156,17 @@ class SpectronModel(nn.Module):
         speech_hidden = gather_positions(hidden, packed.speech_index)
         losses, prediction = self.decoder.loss(speech_hidden, frames, frame_mask)
         return SpectronOutput(
-            losses={"text": text_loss(logits, tokens[:, 1:], packed.text_mask), **losses},
+            losses={"text": text_loss(logits, tokens[:, 1:], packed.text_mask), **losses, **self.letter_loss(batch)},
             frames=self.denormalise(prediction),
             frame_mask=frame_mask,
         )
+
+    def letter_loss(self, batch: SpeechBatch) -> dict[str, Tensor]:
+        """How well the projection spells whole utterances, where it does (`LetterProjection`). The LM doesn't run."""
+        if not isinstance(self.projection, LetterProjection):
+            return {}
+        features, lengths = self.encoder(batch.waveform, batch.lengths)
+        return {"letters": self.projection.loss(features, lengths, batch.text)}
 
 
 def split_waveform(waveform: Tensor, lengths: Tensor, prompt_samples: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,15 +31,22 @@ class LossWeights:
         text: Of the cross-entropy over the transcript and eos.
         spectrogram: lambda_r, of the decoder's spectrogram terms together (paper: 0.1).
         stop: Of the learned stop.
+        letters: Of a projection that spells (`model.projection.kind`). If it alone has a weight, the LM is not run in
+            training.
     """
 
     text: float = 1.0
     spectrogram: float = 0.1
     stop: float = 0.1
+    letters: float = 0.3
+
+    @property
+    def need_lm(self) -> bool:
+        return any((self.text, self.spectrogram, self.stop))
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum; what is neither ``text`` nor ``stop`` is a spectrogram term."""
-        weights = {"text": self.text, "stop": self.stop}
+        """The weighted sum; what has no weight of its own is a spectrogram term."""
+        weights = {"text": self.text, "stop": self.stop, "letters": self.letters}
         return torch.stack([weights.get(name, self.spectrogram) * loss for name, loss in losses.items()]).sum()
 
 
@@ -113,12 +120,14 @@ class LitSpectron(L.LightningModule):
 
     def _losses(self, batch: SpeechBatch, stage: str) -> Tensor:
         """The total loss; logs it and every term."""
-        losses = self.model(batch).losses
+        run_lm = stage != "train" or self.loss_weights.need_lm
+        losses = self.model(batch).losses if run_lm else self.model.letter_loss(batch)
         total = self.loss_weights.total(losses)
         named = {f"{stage}/loss_{name}": value for name, value in losses.items()}
         # There whatever the decoder calls its terms: configs choose the best checkpoint by it.
-        terms = [value for name, value in losses.items() if name not in ("text", "stop")]
-        named.setdefault(f"{stage}/loss_spectrogram", torch.stack(terms).sum())
+        terms = [value for name, value in losses.items() if name not in ("text", "stop", "letters")]
+        if terms:
+            named.setdefault(f"{stage}/loss_spectrogram", torch.stack(terms).sum())
         self.log_dict(named, batch_size=len(batch), sync_dist=stage != "train")
         self.log(f"{stage}/loss", total, batch_size=len(batch), sync_dist=stage != "train", prog_bar=True)
         return total

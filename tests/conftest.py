@@ -20,6 +20,7 @@ from lit_spectron.encoders import ConformerEncoder
 from lit_spectron.llms import LlamaFromScratch
 from lit_spectron.llms.tokenizer import Tokenizer
 from lit_spectron.model import SpectronModel
+from lit_spectron.projection import ProjectionSettings
 from lit_spectron.types import SpeechBatch
 
 
@@ -43,7 +44,11 @@ def tiny_model(audio: AudioSpec) -> Callable[..., SpectronModel]:
     """Builds a random model; keywords go to the decoder. ``lively`` gives it outputs that differ from step to step."""
 
     def build(
-        spec: AudioSpec = audio, prefix_attention: Any = "bidirectional", lively: bool = False, **decoder: Any
+        spec: AudioSpec = audio,
+        prefix_attention: Any = "bidirectional",
+        lively: bool = False,
+        projection: ProjectionSettings = ProjectionSettings(),
+        **decoder: Any,
     ) -> SpectronModel:
         torch.manual_seed(0)
         settings = {"bottleneck_size": 16, "postnet_size": 32, "reduction_factor": 4, "prenet_dropout": 0.0, **decoder}
@@ -53,6 +58,7 @@ def tiny_model(audio: AudioSpec) -> Callable[..., SpectronModel]:
             LlamaFromScratch(32, 2, 4, 2, 64, tie_embeddings=not lively),
             lambda a, hidden_size: MLPDecoder(a, hidden_size, **settings),
             prefix_attention,
+            projection,
         )
         if lively:
             with torch.no_grad():

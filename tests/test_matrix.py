@@ -39,6 +39,16 @@ def test_trains_generates_and_reloads(encoder, llm, decoder, batch, tmp_path):
     train_generate_and_reload(slots, batch, tmp_path)
 
 
+def test_letters_too(batch, tmp_path):
+    slots = {
+        "encoder": part(ENCODER_CLASSES[0], ENCODERS[ENCODER_CLASSES[0].__name__]),
+        "llm": part(llms.HuggingFaceLLM, LLMS["HuggingFaceLLM"]),
+        "decoder": part(DECODER_CLASSES[0], {"reduction_factor": 4}),
+        "projection": {"kind": "letters", "hidden_size": 12},
+    }
+    train_generate_and_reload(slots, batch, tmp_path)
+
+
 def test_low_rank_adapters_too(batch, tmp_path):
     pytest.importorskip("peft", reason="peft is not installed")
     slots = {
@@ -53,10 +63,10 @@ def train_generate_and_reload(slots: dict[str, dict], batch, tmp_path) -> None:
     torch.manual_seed(0)
     config = {
         "audio": {"n_mels": 20, "log_floor": 1e-3},
+        "projection": {"downsampling": 2},
         **slots,
         "vocoder": {"class_path": "lit_spectron.vocoders.GriffinLim", "init_args": {"iterations": 2}},
         "prefix_attention": "bidirectional",
-        "projection": {"downsampling": 2},
         "generation": {"max_text_tokens": 4, "max_speech_seconds": 0.3},
         "prompt_seconds": 0.5,
     }

@@ -7,6 +7,11 @@ from torch.nn import functional as F
 from lit_spectron.audio import AudioSpec
 from lit_spectron.masking import prefix_lm_mask
 from lit_spectron.model import split_waveform
+from lit_spectron.projection import ProjectionSettings
+
+PROJECTIONS = pytest.mark.parametrize(
+    "projection", [ProjectionSettings(2), ProjectionSettings(kind="letters", hidden_size=24)], ids=lambda p: p.kind
+)
 
 
 def with_garbage(batch, samples: int, tokens: int):
@@ -20,24 +25,27 @@ def with_garbage(batch, samples: int, tokens: int):
     return replace(batch, waveform=waveform, tokens=padded)
 
 
+@PROJECTIONS
 @pytest.mark.parametrize("prefix_attention", ["bidirectional", "causal"])
-def test_padding_changes_no_loss(tiny_model, batch, prefix_attention):
-    model = tiny_model(prefix_attention=prefix_attention)
+def test_padding_changes_no_loss(tiny_model, batch, prefix_attention, projection):
+    model = tiny_model(prefix_attention=prefix_attention, projection=projection)
     expected = model(batch()).losses
-    assert expected.keys() == {
+    assert expected.keys() - {"letters"} == {
         "text",
         "spectrogram",
         "spectrogram_feature_delta",
         "spectrogram_time_delta",
         "stop",
     }
+    assert ("letters" in expected) == (projection.kind == "letters")
     for name, value in model(with_garbage(batch(), 3000, 5)).losses.items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_neighbours_change_no_loss(tiny_model, batch):
+@PROJECTIONS
+def test_neighbours_change_no_loss(tiny_model, batch, projection):
     """With equally many elements each, a batch's losses are the plain means of its samples' own."""
-    model = tiny_model()
+    model = tiny_model(projection=projection)
     both = batch((1.0, 1.0), 0.5, ("abc def", "ghi jkl"))
     whole = model(both).losses
     singles = []
@@ -46,15 +54,16 @@ def test_neighbours_change_no_loss(tiny_model, batch):
             name: getattr(both, name)[i : i + 1]
             for name in ("waveform", "lengths", "prompt_samples", "tokens", "token_lengths")
         }
-        singles.append(model(replace(both, **tensors)).losses)
+        singles.append(model(replace(both, **tensors, text=both.text[i : i + 1])).losses)
     for name, value in whole.items():
         expected = (singles[0][name] + singles[1][name]) / 2
         torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_neighbours_change_no_frame(tiny_model, batch):
+@PROJECTIONS
+def test_neighbours_change_no_frame(tiny_model, batch, projection):
     """Prompts, texts and continuations of different lengths: the predicted frames are those of each sample alone."""
-    model, both = tiny_model(), batch((1.0, 1.6), (0.4, 0.7))
+    model, both = tiny_model(projection=projection), batch((1.0, 1.6), (0.4, 0.7))
     output = model(both)
     for i in range(2):
         n, u = int(both.lengths[i]), int(both.token_lengths[i])
@@ -67,6 +76,7 @@ def test_neighbours_change_no_frame(tiny_model, batch):
                 prompt_samples=both.prompt_samples[row],
                 tokens=both.tokens[row, :u],
                 token_lengths=both.token_lengths[row],
+                text=both.text[row],
             )
         )
         frames = int(alone.frame_mask.sum())
@@ -74,13 +84,30 @@ def test_neighbours_change_no_frame(tiny_model, batch):
         torch.testing.assert_close(output.frames[i, :frames], alone.frames[0, :frames], atol=1e-4, rtol=0)
 
 
-def test_every_parameter_learns(tiny_model, batch):
-    model = tiny_model().train()
+@PROJECTIONS
+def test_every_parameter_learns(tiny_model, batch, projection):
+    model = tiny_model(projection=projection).train()
     sum(model(batch()).losses.values()).backward()
     missing = [name for name, p in model.named_parameters() if p.grad is None]
     # transformers gives the Conformer a vector for masking that only its own SpecAugment uses
     assert [name for name in missing if "masked_spec_embed" not in name] == []
     for part in (model.encoder, model.projection, model.llm, model.decoder):
+        assert sum(p.grad.abs().sum() for p in part.parameters() if p.grad is not None) > 0
+
+
+def test_letters_begin_as_the_embeddings_of_the_llm(tiny_model):
+    model = tiny_model(projection=ProjectionSettings(kind="letters", hidden_size=24))
+    tokens = model.llm.tokenizer.encode(model.projection.LETTERS)
+    torch.testing.assert_close(model.projection.letters, model.llm.embed(torch.tensor([tokens]))[0])
+
+
+def test_the_letters_alone_train_encoder_and_projection(tiny_model, batch):
+    model = tiny_model(projection=ProjectionSettings(kind="letters", hidden_size=24)).train()
+    losses = model.letter_loss(batch())
+    assert losses.keys() == {"letters"} and tiny_model().letter_loss(batch()) == {}
+    losses["letters"].backward()
+    assert all(p.grad is None for part in (model.llm, model.decoder) for p in part.parameters())
+    for part in (model.encoder, model.projection.hidden, model.projection.spell):
         assert sum(p.grad.abs().sum() for p in part.parameters() if p.grad is not None) > 0
 
 
