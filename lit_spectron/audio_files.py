@@ -54,6 +54,8 @@ def read_audio(
         raise UserError(f"{path}: unreadable audio: {str(error).splitlines()[0]}") from error
     if len(samples) < wanted:
         raise UserError(f"{path}: truncated: {len(samples)} of {wanted} samples could be read")
+    if file.subtype.startswith("PCM"):
+        return samples  # integers: finite, and scaled by their width
     peak = np.maximum(samples.max(), -samples.min())  # NaN where any sample is
     if not np.isfinite(peak):
         raise UserError(f"{path}: holds samples that are not finite")
