@@ -14,7 +14,11 @@ SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 
 
 def read_audio(
-    path: str | Path, sample_rate_hz: int, start_seconds: float = 0.0, duration_seconds: float | None = None
+    path: str | Path,
+    sample_rate_hz: int,
+    start_seconds: float = 0.0,
+    duration_seconds: float | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """A stretch of a mono file as float32 samples in [-1, 1].
 
@@ -23,6 +27,10 @@ def read_audio(
         sample_rate_hz: The rate it must have.
         start_seconds: Where to begin.
         duration_seconds: How much to read; None for all that is left.
+        out: (at least T,) float32 that is read into, from its first sample on; None for a new array.
+
+    Returns:
+        (T,) samples; a view of ``out``, if it is given.
 
     Raises:
         UserError: The file is missing, unreadable, of another rate, not mono, empty, too short, not finite, or not
@@ -49,7 +57,7 @@ def read_audio(
             if wanted <= 0:
                 raise UserError(f"{path}: no audio at {start_seconds:.3f} s")
             file.seek(start)
-            samples = file.read(wanted, dtype="float32")
+            samples = file.read(wanted, dtype="float32", out=out)
     except (soundfile.LibsndfileError, RuntimeError, OSError, UnicodeEncodeError) as error:
         raise UserError(f"{path}: unreadable audio: {str(error).splitlines()[0]}") from error
     if len(samples) < wanted:

@@ -131,6 +131,10 @@ def test_reading_a_stretch_is_exact(tmp_path, tone):
         np.testing.assert_array_equal(read_audio(tmp_path / name, RATE, 0.25, 0.5), whole[4000:12000])
         np.testing.assert_array_equal(read_audio(tmp_path / name, RATE, 0.25), whole[4000:])
         assert len(read_audio(tmp_path / name, RATE, 0.0, 1 + 1 / RATE)) == RATE
+        out = np.full(RATE, 9.0, dtype=np.float32)
+        samples = read_audio(tmp_path / name, RATE, 0.25, 0.5, out)
+        assert np.shares_memory(samples, out) and (out[8000:] == 9.0).all()
+        np.testing.assert_array_equal(samples, whole[4000:12000])
 
 
 def broken_files(folder, tone) -> dict[str, str]:

@@ -11,8 +11,9 @@ import torch
 from datamodules import LibriLightDataModule
 from datamodules.cuts import read_cuts
 from datamodules.librilight import tokens_per_byte
-from datamodules.loading import Collate, Item, PromptSplit, UtteranceDataset
+from datamodules.loading import Collate, Item, PromptSplit, ResumableLoader, UtteranceDataset
 from datamodules.manifest import Manifest, Utterance, concatenate, split_by_speaker
+from datamodules.sampling import BatchLimits, PlannedBatchSampler
 from datamodules.sources import read_folders
 from lit_spectron.audio_files import read_audio
 from lit_spectron.cli import main
@@ -175,6 +176,24 @@ def test_collation(corpus):
     assert batch.ids == [u.id for u in utterances[:2]] and batch.speakers == ["s0", "s0"]
     assert batch.text == ["One, two, three 0.", "Hé"] and batch.prompt_text == ["one two", "one two"]
     assert batch.skipped == [(broken.id, f"{corpus / 'gone.flac'}: no such file")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_decoded_in_place_equals_a_padded_one(corpus, workers):
+    """Also without its longest, which can't be read, from the cache, and without any."""
+    utterances = read_cuts(corpus / "cuts.jsonl.gz", corpus, PREFIX, 0)[:4]
+    utterances[0] = replace(utterances[0], path=corpus / "gone.flac", duration_seconds=3.0)
+    utterances[2] = replace(utterances[2], duration_seconds=1.5)
+    dataset = UtteranceDataset(Manifest.from_utterances(utterances), RATE, fixed(1.0), cache_bytes=4 * 2 * RATE)
+    collate = Collate("train", Tokenizer(), RATE)
+    expected = collate([dataset[i, 0] for i in range(4)])
+    assert len(dataset.cache) == 1 and len(expected.skipped) == 1
+    loader = ResumableLoader(dataset, PlannedBatchSampler(np.ones(4), BatchLimits(4), False), collate, workers)
+    for batch in [*loader, *loader]:
+        assert torch.equal(batch.waveform, expected.waveform) and batch.waveform.is_contiguous()
+        assert torch.equal(batch.lengths, expected.lengths) and batch.skipped == expected.skipped
+    idle = PlannedBatchSampler(np.ones(1), BatchLimits(4), False, rank=1, world_size=2)
+    assert [len(batch) for batch in ResumableLoader(dataset, idle, collate, workers)] == [0]
 
 
 def test_a_batch_of_nothing(corpus):
