@@ -18,7 +18,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -267,19 +266,13 @@ def make_part(settings: Settings, path: Path, items: list[str], device: str, bat
         writer.write_table(table)
 
 
-@cache
-def load_recognizer(source: str, sample_rate_hz: int, device: str, batch_size: int, language: str | None, times: bool):
-    from lit_spectron.recognizer import WhisperRecognizer
-
-    return WhisperRecognizer(source, sample_rate_hz, device, batch_size, language, times)
-
-
 def recognised(
     pieces: list[Piece], source: Source, settings: Settings, device: str, batch_size: int
 ) -> Iterator[Piece]:
     """Pieces with what a recogniser hears: as their text where there is none, else to be compared with it."""
-    rate, recognizer = settings.sample_rate_hz, str(settings.recognizer)
-    hear = load_recognizer(recognizer, rate, device, batch_size, settings.language, settings.word_times).transcribe
+    from lit_spectron.evaluators import WhisperRecognizer
+
+    recognizer = WhisperRecognizer(str(settings.recognizer), device, batch_size, settings.word_times, settings.language)
     rest = iter(pieces)
     for group in iter(lambda: list(islice(rest, 4 * batch_size)), []):
         wanted: list[tuple[int, Utterance]] = []
@@ -298,7 +291,8 @@ def recognised(
                     utterance=None,
                     problem=(str(source.root / utterance.path), reason(error)),
                 )
-        for (place, utterance), heard in zip(wanted, hear(waveforms) if waveforms else [], strict=True):
+        transcripts = recognizer.transcribe(waveforms, settings.sample_rate_hz)
+        for (place, utterance), heard in zip(wanted, transcripts, strict=True):
             piece = group[place]
             if utterance.text:
                 reference = words(utterance.text)

@@ -1,11 +1,36 @@
 """Words and their errors: what counts as a word is said here once."""
 
 import re
+from functools import cache
+
+from lit_spectron.errors import UserError
 
 
 def words(text: str) -> list[str]:
     """Lower-case words without punctuation: ``"Well, X-ray!"`` is ``["well", "x", "ray"]``; apostrophes stay."""
     return re.sub(r"[^\w']|_", " ", text.lower()).split()
+
+
+@cache
+def _english_normalizer():
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError as error:
+        raise UserError('normalization: english needs pip install -c constraints.txt -e ".[evaluation]"') from error
+    return EnglishTextNormalizer()
+
+
+def english_words(text: str) -> list[str]:
+    """Words as Whisper's authors compare them: ``"Mr. Ray's colours: twenty-five"`` is
+    ``["mister", "ray", "is", "colors", "25"]``. Numbers are digits, contractions are written out, spelling is American,
+    fillers ("uh") and what stands in brackets are dropped.
+
+    Raises:
+        UserError: The extra ``evaluation`` is not installed.
+
+    Source: Radford et al. 2022, appendix C.
+    """
+    return _english_normalizer()(text).split()
 
 
 def count_errors(reference: list[str], hypothesis: list[str]) -> int:

@@ -11,14 +11,14 @@ Resemblyzer embeddings between prompt and continuation are added, and the same b
 continuation (the floor).
 
 Whisper, unsure of what it hears, may repeat itself until its tokens run out. A transcript of more words than anyone can
-say in the time counts as nothing heard; the last line says how many there were.
+say in the time counts as nothing heard, as does what is not loud enough for speech; the last line says how many of the
+former there were.
 """
 
 import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,42 +27,13 @@ import torch
 from datamodules.cuts import read_cuts
 from datamodules.manifest import Utterance
 from lit_spectron.audio_files import read_audio
+from lit_spectron.evaluators import ResemblyzerEmbedder, WhisperRecognizer
 from lit_spectron.generation import silent_frames
 from lit_spectron.pipeline import SpectronPipeline
-from lit_spectron.recognizer import is_endless
 from lit_spectron.word_errors import count_errors, match_beginning, words
 
-Recognizer = Callable[[list[np.ndarray]], list[str]]
 BATCH = 20
 ROWS = ("real", "resynthesis", "generated")
-
-
-def load_recognizer(name: str, sample_rate_hz: int) -> Recognizer:
-    """A function from waveforms to transcripts, by a Whisper model's hub id or folder; greedy, in float32."""
-    from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
-    processor = WhisperProcessor.from_pretrained(name)
-    model = WhisperForConditionalGeneration.from_pretrained(name, dtype=torch.float32).eval()
-
-    @torch.inference_mode()
-    def recognize(waveforms: list[np.ndarray]) -> list[str]:
-        texts: list[str] = []
-        for start in range(0, len(waveforms), BATCH):
-            chunk = waveforms[start : start + BATCH]
-            features = processor(chunk, sampling_rate=sample_rate_hz, return_tensors="pt").input_features
-            tokens = model.generate(features, max_new_tokens=64)
-            texts += processor.batch_decode(tokens, skip_special_tokens=True)
-        return texts
-
-    return recognize
-
-
-def embed(waveforms: list[np.ndarray]) -> np.ndarray:
-    """Resemblyzer embeddings (N, 256) of unit length."""
-    from resemblyzer import VoiceEncoder
-
-    encoder = VoiceEncoder("cpu", verbose=False)
-    return np.stack([encoder.embed_utterance(waveform) for waveform in waveforms])
 
 
 def similarities(prompts: np.ndarray, answers: np.ndarray, speakers: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -109,7 +80,11 @@ def main() -> None:
     spoken_in_prompt = [words(u.text_before(pipeline.prompt_seconds) or "") for u in utterances]
     references = [words(u.text)[len(p) :] for u, p in zip(utterances, spoken_in_prompt, strict=True)]
     intended = [after_prompt(p, words(t)) for p, t in zip(spoken_in_prompt, texts, strict=True)]
-    recognize = load_recognizer(arguments.recognizer, audio.sample_rate_hz)
+    recognizer, embedder = WhisperRecognizer(arguments.recognizer, batch_size=BATCH), ResemblyzerEmbedder()
+
+    def embed(sounds: list[np.ndarray]) -> np.ndarray:
+        return torch.stack(embedder.embed(sounds, audio.sample_rate_hz)).numpy()
+
     speakers = [u.speaker for u in utterances]
     prompt_embeddings = embed(prompts) if arguments.speaker_similarity else None
     transcripts: dict[str, list[str]] = {}
@@ -117,10 +92,9 @@ def main() -> None:
     print("| row | speaker | utterances | wer_speech | speaker_similarity | mismatched |\n|---|---|---|---|---|---|")
     for row in arguments.rows:
         sounds = rows[row]
-        heard = recognize(sounds)
-        loops = [is_endless(t, len(s) / audio.sample_rate_hz) for t, s in zip(heard, sounds, strict=True)]
-        looped += sum(loops)
-        transcripts[row] = ["" if loop else text for loop, text in zip(loops, heard, strict=True)]
+        heard = recognizer.transcribe(sounds, audio.sample_rate_hz)
+        looped += sum(transcript.gate == "endless" for transcript in heard)
+        transcripts[row] = [transcript.text for transcript in heard]
         wanted = intended if row == "generated" else references
         own = other = np.full(len(sounds), np.nan)
         if prompt_embeddings is not None and len(set(speakers)) > 1:

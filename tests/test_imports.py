@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SLOTS = ("encoders", "llms", "decoders", "vocoders")
+SLOTS = ("encoders", "llms", "decoders", "vocoders", "evaluators")
 # Each layer imports from those above it only, never from its own.
 LAYERS = [
     {"torchaudio_guard", "errors"},
     {"arguments"},
     {"", "files", "masking", "losses", "types", "part", "word_errors"},
     {"audio", "audio_files", "optim", "checkpoint", "checkpoint_io", "huggingface", "projection", "llms.tokenizer"},
-    {"figures", "recognizer", *(f"{slot}.base" for slot in SLOTS)},
+    {"figures", *(f"{slot}.base" for slot in SLOTS)},
     {"decoders.layers", "encoders.layers", "llms.causal_lm"},
     {"outputs", "IMPLEMENTATION"},
     set(SLOTS),
@@ -29,11 +29,11 @@ LAYERS = [
 OUTSIDE = {
     "datamodules": {
         *("", "arguments", "audio", "audio_files", "errors", "files", "masking", "types", "llms.tokenizer"),
-        *("recognizer", "word_errors"),
+        *("evaluators", "word_errors"),
     },
     "callbacks": {
-        *("", "audio", "errors", "figures", "files", "generation", "model", "module", "outputs", "types"),
-        "word_errors",
+        *("", "audio", "errors", "evaluators", "figures", "files", "generation", "model", "module", "outputs", "types"),
+        *("vocoders", "word_errors"),
     },
 }
 FILES = sorted(p for name in ("lit_spectron", *OUTSIDE) for p in (ROOT / name).rglob("*.py"))

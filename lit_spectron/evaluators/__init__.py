@@ -1,0 +1,32 @@
+from lit_spectron.evaluators.base import (
+    Evaluator,
+    QualityPredictor,
+    SpeakerEmbedder,
+    SpeechRecognizer,
+    TextScore,
+    TextScorer,
+    Transcript,
+)
+from lit_spectron.evaluators.causal_lm_scorer import CausalLMScorer
+from lit_spectron.evaluators.dnsmos_predictor import DnsmosPredictor
+from lit_spectron.evaluators.ecapa_embedder import EcapaEmbedder
+from lit_spectron.evaluators.hugging_face_recognizer import HuggingFaceRecognizer, WhisperRecognizer
+from lit_spectron.evaluators.resemblyzer_embedder import ResemblyzerEmbedder
+from lit_spectron.evaluators.wavlm_embedder import WavLMEmbedder
+
+__all__ = [
+    "CausalLMScorer",
+    "DnsmosPredictor",
+    "EcapaEmbedder",
+    "Evaluator",
+    "HuggingFaceRecognizer",
+    "QualityPredictor",
+    "ResemblyzerEmbedder",
+    "SpeakerEmbedder",
+    "SpeechRecognizer",
+    "TextScore",
+    "TextScorer",
+    "Transcript",
+    "WavLMEmbedder",
+    "WhisperRecognizer",
+]
