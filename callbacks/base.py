@@ -1,21 +1,29 @@
 """What all free-running metrics share: when they are fed, reset, synchronised and logged."""
 
+import warnings
 from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Iterable
 
 import lightning as L
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from callbacks.evidence import Evidence, shared_evidence
+from lit_spectron.evaluators import Evaluator
 from lit_spectron.module import LitSpectron
-from lit_spectron.types import Generation, SpeechBatch
 
 
 class FreeRunningMetric(L.Callback, ABC):
     """Scores what the model generated in validation and test.
 
     The module decodes once a batch and hands the `Generation` to every callback; a batch that was not decoded is not
-    scored. Each named metric is logged as ``val/NAME`` or ``test/NAME``.
+    scored. Each named metric is logged as ``val/NAME`` or ``test/NAME``. A sample that a metric could not be had of
+    counts in ``NAME_left_out``, and nowhere else.
+
+    Without a trainer: ``metric.update(Evidence(batch, generation, vocoder))`` for each batch, then
+    ``metric.compute()``, and ``metric.reset()`` to begin anew.
 
     Attributes:
         metrics: Accumulators by name.
@@ -24,22 +32,54 @@ class FreeRunningMetric(L.Callback, ABC):
 
     def __init__(self) -> None:
         self.metrics: dict[str, Metric] = {}
-        self.rows: dict[str, dict[str, float | str | None]] = {}
+        self.rows: dict[str, dict[str, float | str]] = defaultdict(dict)
+
+    @property
+    def evaluators(self) -> list[Evaluator]:
+        return [value for value in vars(self).values() if isinstance(value, Evaluator)]
+
+    def setup(self, trainer, pl_module, stage: str) -> None:
+        for evaluator in self.evaluators:
+            evaluator.require()  # rather than after hours of training
 
     @abstractmethod
-    def update(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
+    def update(self, evidence: Evidence) -> None:
         """Adds one batch to `metrics` and `rows`."""
 
-    def _start(self, module: LitSpectron) -> None:
+    def compute(self) -> dict[str, Tensor]:
+        """Each metric over all that was added in all processes, so that every one of them has to ask; NaN for none."""
+        with warnings.catch_warnings():
+            # A process, or a whole round, may have had nothing to add.
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric", UserWarning)
+            found = {name: metric.compute() for name, metric in self.metrics.items()}
+        # A metric may be of several figures, by name.
+        return {k: v for name, value in found.items() for k, v in _named(name, value)}
+
+    def reset(self) -> None:
         self.rows.clear()
+        for metric in self.metrics.values():
+            metric.reset()
+
+    def add(self, name: str, utterance: str, numerator: float, denominator: float = 1.0) -> None:
+        """Adds one utterance to the `Ratio` of this name, and to its row if there is anything to count."""
+        self.metrics[name].update(numerator, denominator)
+        if numerator or denominator:
+            self.rows[utterance][name] = numerator / max(1.0, denominator)
+
+    def leave_out(self, name: str, utterance: str, reason: str) -> None:
+        """Counts an utterance that ``name`` could not be had of."""
+        self.metrics[f"{name}_left_out"].update(1.0)
+        self.rows[utterance][f"{name}_left_out"] = reason
+
+    def _start(self, module: LitSpectron) -> None:
+        self.reset()
         for metric in self.metrics.values():
             # Lightning moves the module's own metrics to the device, and nobody else's.
             metric.to(module.device)
-            metric.reset()
 
     def _finish(self, module: LitSpectron, stage: str) -> None:
-        # Every rank computes, since computing synchronises.
-        values = {f"{stage}/{name}": metric.compute() for name, metric in self.metrics.items()}
+        shared_evidence.cache_clear()
+        values = {f"{stage}/{name}": value for name, value in self.compute().items()}
         module.log_dict(values, prog_bar=stage == "val")
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
@@ -50,7 +90,7 @@ class FreeRunningMetric(L.Callback, ABC):
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if outputs is not None:
-            self.update(pl_module, batch, outputs)
+            self.update(shared_evidence(batch, outputs, pl_module.vocoder))
 
     on_test_batch_end = on_validation_batch_end
 
@@ -59,6 +99,10 @@ class FreeRunningMetric(L.Callback, ABC):
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
         self._finish(pl_module, "test")
+
+
+def _named(name: str, value: Tensor | dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    return value.items() if isinstance(value, dict) else [(name, value)]
 
 
 class Ratio(Metric):

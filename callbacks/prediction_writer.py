@@ -5,7 +5,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import lightning as L
+import torch
 
+from callbacks.evidence import Evidence
 from lit_spectron.model import split_waveform
 from lit_spectron.outputs import write_continuation
 
@@ -26,8 +28,7 @@ class PredictionWriter(L.Callback):
         directory = Path(self.directory) if self.directory else Path(trainer.log_dir or ".") / "predictions"
         directory.mkdir(parents=True, exist_ok=True)
         model = pl_module.model
-        sounds = pl_module.vocoder(outputs.log_mel, outputs.lengths).clamp(-1, 1).cpu()
-        samples = model.audio.frames_to_samples(outputs.lengths).tolist()
+        sounds = Evidence(batch, outputs, pl_module.vocoder).continuations
         prompt, _ = split_waveform(batch.waveform, batch.lengths, batch.prompt_samples)
         prompt_log_mel, prompt_frames = model.log_mel(prompt, batch.prompt_samples)
         for index, name in enumerate(batch.ids):
@@ -37,7 +38,7 @@ class PredictionWriter(L.Callback):
                 model.audio,
                 outputs,
                 index,
-                sounds[index, : samples[index]],
+                torch.from_numpy(sounds[index]),
                 prompt_log_mel[index, : prompt_frames[index]],
                 {"utterance": name, "reference": batch.text[index], "settings": asdict(pl_module.generation)},
             )

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from callbacks.base import FreeRunningMetric
+from callbacks.evidence import shared_evidence
 from lit_spectron import __version__
 from lit_spectron.files import appearing_whole
 from lit_spectron.module import LitSpectron
@@ -26,13 +27,16 @@ class Report(L.Callback):
     def __init__(self, directory: str | None = None):
         self.directory = directory
         self._samples: dict[str, dict[str, Any]] = {}
+        self._seconds: list[dict[str, float]] = []
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
-        self._samples = {}
+        self._samples, self._seconds = {}, []
 
     def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if outputs is not None:
             self._add(pl_module, batch, outputs)
+            # Still grows while the callbacks after this one judge the batch.
+            self._seconds.append(shared_evidence(batch, outputs, pl_module.vocoder).seconds)
 
     def _add(self, module: LitSpectron, batch: SpeechBatch, generation: Generation) -> None:
         audio = module.model.audio
@@ -53,6 +57,9 @@ class Report(L.Callback):
             if isinstance(callback, FreeRunningMetric):
                 for name, row in callback.rows.items():
                     self._samples.setdefault(name, {}).update(row)
+        evaluators = {
+            e.name: e.version for c in trainer.callbacks if isinstance(c, FreeRunningMetric) for e in c.evaluators
+        }
         report = {
             # NaN is no JSON, and stands for a metric that had nothing to count.
             "metrics": {
@@ -61,8 +68,10 @@ class Report(L.Callback):
                 if k.startswith("test/")
             },
             "by_speaker": self._by_speaker(),
+            "seconds": dict(sum(map(Counter, self._seconds), Counter())),  # of this process
             "checkpoint": trainer.ckpt_path,
             "versions": {"lit_spectron": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "evaluators": evaluators,
             "samples": self._samples,
         }
         directory = Path(self.directory or trainer.log_dir or ".")

@@ -1,8 +1,10 @@
 """Text, audio and pictures of free-running samples in TensorBoard."""
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from callbacks.evidence import shared_evidence
 from lit_spectron.figures import spectrogram_figure
 from lit_spectron.model import split_waveform
 from lit_spectron.types import Generation, SpeechBatch
@@ -43,7 +45,7 @@ class SampleLogger(L.Callback):
         prompt_mel, prompt_frames = model.log_mel(prompt, batch.prompt_samples)
         truth_mel, truth_frames = model.log_mel(truth, batch.lengths - batch.prompt_samples)
         resynthesised = module.vocoder(truth_mel[:count], truth_frames[:count])
-        spoken = module.vocoder(generation.log_mel[:count], generation.lengths[:count])
+        spoken = shared_evidence(batch, generation, module.vocoder).continuations
         for i in range(count):
             tag, step = f"{stage}_sample_{self._logged + i}", trainer.global_step
             text = {
@@ -57,7 +59,7 @@ class SampleLogger(L.Callback):
             sounds = {
                 "prompt": prompt[i, : batch.prompt_samples[i]],
                 "true_continuation_resynthesised": resynthesised[i, : model.audio.frames_to_samples(truth_frames[i])],
-                "generated": spoken[i, : model.audio.frames_to_samples(generation.lengths[i])],
+                "generated": torch.from_numpy(spoken[i]),
             }
             for name, sound in sounds.items():
                 board.add_audio(f"{tag}/{name}", sound.float().clamp(-1, 1).cpu()[None], step, sample_rate=rate)

@@ -16,6 +16,9 @@ from lit_spectron.masking import concatenate_ragged, lengths_to_mask, prefix_lm_
 from lit_spectron.model import SpectronModel
 from lit_spectron.types import Generation
 
+# A frame that moves less than this, on average over its channels (natural-log units), has not changed.
+FROZEN = 0.01
+
 
 @dataclass(frozen=True)
 class GenerationSettings:
@@ -169,11 +172,15 @@ def silent_frames(generation: Generation) -> Tensor:
     return (silent & lengths_to_mask(generation.lengths, silent.shape[1])).sum(1)
 
 
+def copied_frames(generation: Generation) -> Tensor:
+    """(B,) how many frames of each continuation are as good as the frame before."""
+    same = generation.log_mel.diff(dim=1).abs().mean(2) < FROZEN
+    return (same & lengths_to_mask(generation.lengths - 1, same.shape[1])).sum(1)
+
+
 class _Breaker:
     """Ends continuations that have fallen silent or frozen."""
 
-    # A frame that moves less than this, on average over its channels (natural-log units), has not changed.
-    FROZEN = 0.01
     NEAR_FLOOR_DB = 6.0
 
     def __init__(self, model: SpectronModel, settings: GenerationSettings, waveform: Tensor, lengths: Tensor):
@@ -198,7 +205,7 @@ class _Breaker:
                 return "silence"
         if self.repeat_steps and len(steps) >= self.repeat_steps:
             recent = torch.cat(steps[-self.repeat_steps :])
-            if bool((recent.diff(dim=0).abs().mean(1) < self.FROZEN).all()):
+            if bool((recent.diff(dim=0).abs().mean(1) < FROZEN).all()):
                 return "repeat"
         return ""
 

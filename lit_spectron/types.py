@@ -12,9 +12,9 @@ Random = Callable[[tuple[int, ...]], Tensor]
 """Uniform numbers in [0, 1) of a shape (B, ...); each sample's row depends on that sample's own seed only."""
 
 
-@dataclass
+@dataclass(eq=False)
 class SpeechBatch:
-    """Utterances as the data side yields them.
+    """Utterances as the data side yields them. Equal to itself only, so that it may be a key.
 
     Attributes:
         split: ``train``, ``val``, ``test`` or ``predict``.
@@ -48,9 +48,9 @@ class SpeechBatch:
         return len(self.ids)
 
 
-@dataclass
+@dataclass(eq=False)
 class Generation:
-    """What the model wrote and said, one entry a prompt.
+    """What the model wrote and said, one entry a prompt. Equal to itself only, so that it may be a key.
 
     Attributes:
         text: Decoded text.
