@@ -64,7 +64,7 @@ class HuggingFaceRecognizer(SpeechRecognizer):
 
     def generation_options(self, network: Any, seconds: float) -> dict[str, Any]:  # noqa: ARG002
         """What the network's ``generate`` is told, if it has one: ``seconds`` is the longest waveform's length."""
-        return {}
+        return {"num_beams": 1}  # the pipeline's own default is five
 
     def recognize(
         self, waveforms: Sequence[np.ndarray], sample_rate_hz: int, device: torch.device | str
@@ -107,7 +107,8 @@ class WhisperRecognizer(HuggingFaceRecognizer):
     def generation_options(self, network: Any, seconds: float) -> dict[str, Any]:
         # Nobody says more tokens in the time: what repeats itself is cut short, and found to be endless all the same.
         tokens = 24 + round(TOKENS_PER_SECOND * seconds)
-        options: dict[str, Any] = {"max_length": min(network.config.max_target_positions, tokens)}
+        options = super().generation_options(network, seconds)
+        options["max_length"] = min(network.config.max_target_positions, tokens)
         if getattr(network.generation_config, "is_multilingual", False):
             options |= {"language": self.language, "task": "transcribe"}
         return options
