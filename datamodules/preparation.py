@@ -273,6 +273,10 @@ def recognised(
     from lit_spectron.evaluators import WhisperRecognizer
 
     recognizer = WhisperRecognizer(str(settings.recognizer), device, batch_size, settings.word_times, settings.language)
+    try:
+        recognizer.require()
+    except UserError as error:
+        raise UserError(f"--recognizer: {error}") from error
     rest = iter(pieces)
     for group in iter(lambda: list(islice(rest, 4 * batch_size)), []):
         wanted: list[tuple[int, Utterance]] = []

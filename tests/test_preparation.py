@@ -303,7 +303,7 @@ def test_impossible_settings_are_refused(corpus, tmp_path, changes, message):
 
 
 def test_a_recogniser_that_can_not_be_had_is_named(flawed, tmp_path):
-    with pytest.raises(UserError, match=r"recognizer: .*nowhere can't be loaded"):
+    with pytest.raises(UserError, match=r"--recognizer: .*no such folder: .*nowhere"):
         run(flawed[0], tmp_path / "out", recognizer=str(tmp_path / "nowhere"))
 
 

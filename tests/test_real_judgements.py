@@ -121,6 +121,7 @@ def test_speaker_similarity(evidence):
     assert own > 0.8 > mismatched
 
 
+@pytest.mark.slow
 def test_mean_opinion_score(evidence):
     dnsmos = pytest.importorskip("speechmos.dnsmos")
     metric = MeanOpinionScore(DnsmosPredictor())
