@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 
 from datamodules.cuts import LIBRIHEAVY_PREFIX, read_cuts
-from datamodules.loading import Collate, PromptSplit, ResumableLoader, UtteranceDataset
+from datamodules.loading import Collate, PromptSplit, ResumableLoader, UtteranceDataset, ordered_loader
 from datamodules.manifest import Manifest, concatenate, split_by_speaker
 from datamodules.sampling import BatchLimits, Mixture, PlannedBatchSampler
 from datamodules.sources import read_folders
@@ -89,7 +89,8 @@ class LibriLightDataModule(L.LightningDataModule):
         if prompt_seconds < SHORTEST_PROMPT_SECONDS:
             raise UserError(f"data.prompt_seconds: must be at least {SHORTEST_PROMPT_SECONDS}, got {prompt_seconds}")
         if (prompt_split == "fixed") != (max_prompt_seconds is None):
-            raise UserError(f"data.max_prompt_seconds: belongs to prompt_split random and pause; it is {prompt_split}")
+            need = "has no use for it" if prompt_split == "fixed" else "needs it"
+            raise UserError(f"data.max_prompt_seconds: prompt_split {prompt_split} {need}")
         if max_prompt_seconds is not None and max_prompt_seconds < prompt_seconds:
             raise UserError(f"data.max_prompt_seconds: must be at least prompt_seconds, got {max_prompt_seconds}")
         limits = {"batch_size": batch_size, "batch_seconds": batch_seconds, "batch_tokens": batch_tokens}
@@ -261,9 +262,8 @@ class LibriLightDataModule(L.LightningDataModule):
         if not len(sampler):
             raise UserError(f"{self.root}: {len(manifest)} utterances of {split} make no batch for each process")
         collate = Collate(split, model.llm.tokenizer, rate, self.lower_case)
-        return ResumableLoader(
-            UtteranceDataset(manifest, rate, self.prompt, self.cache_bytes), sampler, collate, self.workers
-        )
+        loader = ResumableLoader if shuffle else ordered_loader
+        return loader(UtteranceDataset(manifest, rate, self.prompt, self.cache_bytes), sampler, collate, self.workers)
 
     def _sizes(self, manifest: Manifest, model: Any) -> np.ndarray:
         """(N,) seconds, or LM positions where they limit a batch.

@@ -204,6 +204,19 @@ class _WithEpoch:
         return ([(index, self.planned.epoch) for index in batch] for batch in self.planned)
 
 
+def ordered_loader(
+    dataset: Dataset, sampler: PlannedBatchSampler, collate: Collate, workers: int
+) -> DataLoader[SpeechBatch]:
+    """Of passes that always begin at the beginning. A plain class: to predict, Lightning builds the loader again."""
+    return DataLoader(
+        dataset,
+        batch_sampler=_WithEpoch(sampler),
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+
+
 class ResumableLoader(DataLoader):
     """A loader that goes on at the very batch where a checkpoint was written.
 
