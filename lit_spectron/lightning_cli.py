@@ -38,6 +38,9 @@ class SpectronCLI(LightningCLI):
     """LightningCLI with one run folder for everything and the model's config inside its checkpoints."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        # jsonargparse would take null for data, too, and so word every mistake in them as that of a union.
+        data: Any = next(action for action in parser._actions if action.dest == "data")
+        data._typehint = L.LightningDataModule
         parser.set_defaults({"data": {"class_path": "datamodules.LibriLightDataModule"}})
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(PredictionWriter, "prediction")
