@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from lit_spectron.audio import AudioSpec
+from lit_spectron.errors import UserError
 from lit_spectron.generation import GenerationSettings, generate
 from lit_spectron.llms import LanguageModel
 from lit_spectron.masking import lengths_to_mask
@@ -85,6 +86,8 @@ class LitSpectron(L.LightningModule):
         statistics_batches: int = 16,
     ):
         super().__init__()
+        if not loss_weights.need_lm and projection.kind != "letters":
+            raise UserError("model.loss_weights: all are 0, and no projection spells: there is nothing to train")
         self.model = SpectronModel(audio, encoder, llm, decoder, prefix_attention, projection)
         freeze(self.model, optimizer.freeze)
         self.vocoder = vocoder(audio)

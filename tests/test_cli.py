@@ -1,4 +1,5 @@
 import errno
+import gzip
 import json
 import os
 import re
@@ -116,6 +117,9 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--model.encoder.class_path", "lit_spectron.encoders.Nothing"], ["Nothing"]),
         (["--config", "conf/nowhere.yaml"], ["conf/nowhere.yaml"]),
         (["--data.rot", "no/such/corpus"], ["rot"]),
+        (["--data.batch_size", "0"], ["data.batch_size", "got 0"]),
+        (["--data.prompt_split", "pause"], ["data.max_prompt_seconds", "pause needs it"]),
+        (["--model.loss_weights", "{text: 0, spectrogram: 0, stop: 0}"], ["model.loss_weights"]),
         (["--data.root", "no/such/corpus"], ["no/such/corpus"]),
         (["--data.train_cuts", "no_cuts.jsonl"], ["no_cuts.jsonl"]),
         (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
@@ -352,6 +356,18 @@ def test_a_bad_option_of_generate_is_named(call, moved_checkpoint, prompts, tmp_
     result = call("generate", "--ckpt", moved_checkpoint, "--out", tmp_path / "out", prompts, option, value)
     assert_one_line(result, option.removeprefix("--"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_predict_continues_every_utterance_that_can_be_used(call, run_folder, moved_checkpoint, corpus, tmp_path):
+    data = ("--data.root", corpus, "--data.test_cuts", "cuts.jsonl.gz", "--data.batch_size", "4")
+    arguments = ("--config", run_folder / "config.yaml", *data, "--ckpt_path", moved_checkpoint)
+    code, _, err = call("predict", *arguments, "--prediction.directory", tmp_path / "out")
+    assert code == 0, err
+    with gzip.open(corpus / "cuts.jsonl.gz", "rt") as lines:
+        ids = [json.loads(line)["id"] for line in lines]
+    written = [json.loads(path.read_text())["utterance"] for path in (tmp_path / "out").glob("*.json")]
+    assert sorted(written) == sorted(ids)
 
 
 @pytest.mark.slow
