@@ -2,22 +2,51 @@
 
 import gzip
 import json
+import math
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import soundfile
 
-from datamodules.manifest import Utterance, Word
+from datamodules.manifest import LONGEST_SECONDS, Utterance, Word
 from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
 
 LIBRIHEAVY_PREFIX = "download/librilight"
-LONGEST_SECONDS = 1e8
 # What reading somebody else's JSON may raise.
 MALFORMED = (ArithmeticError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+
+
+def complaint(error: Exception) -> str:
+    """What is wrong with somebody else's JSON, in words."""
+    match error:
+        case json.JSONDecodeError():
+            return f"not JSON: {error}"
+        case UnicodeError():
+            return "not UTF-8"
+        case KeyError():
+            return f"lacks {error.args[0]}"
+        case OSError():
+            return (error.strerror or "unreadable").lower()
+        case ValueError():
+            return str(error)
+    return "not of the form that is expected"
+
+
+def name_of(content: dict, key: str) -> str:
+    """An id, which JSON has as a string or as a number.
+
+    Raises:
+        ValueError: It is anything else.
+    """
+    value = content[key]
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"its {key} is {json.dumps(value)}")
+    return str(value)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -35,7 +64,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 number += 1
                 if line.strip():
                     yield number, line
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 after line {number}") from error
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: unreadable after line {number}: {error}") from error
 
 
@@ -47,30 +78,37 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
     """
     try:
         cut = json.loads(line)
+        if len(cut["supervisions"]) != 1:
+            raise ValueError(f"has {len(cut['supervisions'])} supervisions, not one")
         (supervision,) = cut["supervisions"]
-        texts = supervision.get("custom", {}).get("texts")
-        alignment = supervision.get("alignment", {}).get("word")
+        texts = (supervision.get("custom") or {}).get("texts")
+        if texts and text_index >= len(texts):
+            raise ValueError(f"has {len(texts)} texts, counted from 0, but text_index is {text_index}")
+        alignment = (supervision.get("alignment") or {}).get("word")
         start, duration = float(cut["start"]), float(cut["duration"])
         if not (0 <= start < LONGEST_SECONDS and 0 < duration < LONGEST_SECONDS):
             raise ValueError(f"starts at {start} s and lasts {duration} s")
         source = Path(cut["recording"]["sources"][0]["source"])
-        text = str(texts[text_index] if texts else supervision.get("text", "")).strip()
+        text = str((texts[text_index] if texts else supervision.get("text")) or "").strip()
         words = None if alignment is None else tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in alignment)
+        if not all(math.isfinite(w.start_seconds + w.duration_seconds) for w in words or ()):
+            raise ValueError("a time of its words is not finite")
+        name, speaker = name_of(cut, "id"), name_of(supervision, "speaker")
         # Half a surrogate pair can't be written again.
-        f"{cut['id']}{source}{supervision['speaker']}{text}{' '.join(w.text for w in words or ())}".encode()
+        f"{name}{source}{speaker}{text}{' '.join(w.text for w in words or ())}".encode()
         if source.is_relative_to(audio_prefix):
             source = source.relative_to(audio_prefix)
         return Utterance(
-            id=str(cut["id"]),
+            id=name,
             path=root / source,
             start_seconds=start,
             duration_seconds=duration,
-            speaker=str(supervision["speaker"]),
+            speaker=speaker,
             text=text,
             words=words,
         )
     except MALFORMED as error:
-        raise ValueError(f"not a Libriheavy cut: {type(error).__name__} {error}") from error
+        raise ValueError(f"not a Libriheavy cut: {complaint(error)}") from error
 
 
 def read_cuts(manifest: Path, root: Path, audio_prefix: str, text_index: int) -> list[Utterance]:
@@ -156,16 +194,20 @@ def write_shar(folder: Path, utterances: Iterable[Utterance], shard_size: int) -
     """Packs utterances and their audio, as FLAC, into lhotse's Shar: tar files that are read from end to end.
 
     Raises:
-        UserError: lhotse is not installed, or the folder holds something.
+        UserError: lhotse is not installed, the folder holds something, or an audio file is missing or unreadable; then
+            no folder is left.
     """
     try:
         from lhotse import MonoCut
         from lhotse.shar import SharWriter
     except ImportError as error:
         raise UserError('--out: Shar needs lhotse; pip install -e ".[lhotse]" -c constraints.txt') from error
-    make_folder(folder)
-    if any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty")
-    with SharWriter(str(folder), fields={"recording": "flac"}, shard_size=shard_size) as writer:
-        for utterance in utterances:
-            writer.write(MonoCut.from_dict(cut_of(utterance)))
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: exists, and is no empty folder")
+    make_folder(folder.parent)
+    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        partial = Path(temporary) / folder.name
+        with SharWriter(str(partial), fields={"recording": "flac"}, shard_size=shard_size) as writer:
+            for utterance in utterances:
+                writer.write(MonoCut.from_dict(cut_of(utterance)))
+        partial.replace(folder)

@@ -1,5 +1,6 @@
 """Libri-Light and corpora in its layout."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ class LibriLightDataModule(L.LightningDataModule):
     Args:
         root: Corpus folder; stands for ``audio_prefix`` in the manifests' paths.
         train_cuts: Manifest, relative to ``root``: one that `prepare` wrote (``.arrow``) or Libriheavy-style cuts
-            (``.jsonl``, ``.jsonl.gz``). A list mixes corpora.
+            (``.jsonl``, ``.jsonl.gz``). A list mixes corpora. None of them may be there twice, or in another split.
         val_cuts: The same for validation; null splits speakers off ``train_cuts``.
         test_cuts: The same for test and predict; null splits speakers off ``train_cuts``.
         train_shares: Of each of several ``train_cuts`` in an epoch, in utterances, up to a common factor; an epoch ends
@@ -90,7 +91,7 @@ class LibriLightDataModule(L.LightningDataModule):
             raise UserError(f"data.prompt_seconds: must be at least {SHORTEST_PROMPT_SECONDS}, got {prompt_seconds}")
         if (prompt_split == "fixed") != (max_prompt_seconds is None):
             need = "has no use for it" if prompt_split == "fixed" else "needs it"
-            raise UserError(f"data.max_prompt_seconds: prompt_split {prompt_split} {need}")
+            raise UserError(f"data.max_prompt_seconds: data.prompt_split {prompt_split} {need}")
         if max_prompt_seconds is not None and max_prompt_seconds < prompt_seconds:
             raise UserError(f"data.max_prompt_seconds: must be at least prompt_seconds, got {max_prompt_seconds}")
         limits = {"batch_size": batch_size, "batch_seconds": batch_seconds, "batch_tokens": batch_tokens}
@@ -116,6 +117,14 @@ class LibriLightDataModule(L.LightningDataModule):
             "val": [val_cuts] if val_cuts else [],
             "test": [test_cuts] if test_cuts else [],
         }
+        taken: set[Path] = set()
+        for split, names in self.cuts.items():
+            for name in names:
+                place = (self.root / name).resolve()
+                if place in taken:
+                    raise UserError(f"data.{split}_cuts: {name} is in data.train_cuts already")
+                if split == "train":
+                    taken.add(place)
         self.train_shares = train_shares
         self.val_share = val_share
         self.test_share = test_share
@@ -149,9 +158,12 @@ class LibriLightDataModule(L.LightningDataModule):
         self._counts[split] = sum(map(len, corpora))
         self._skipped[split] = Counter()
         usable = []
-        for corpus in corpora:
+        given = self.cuts["test" if split == "predict" else split] or self.cuts["train"] or [""]
+        for name, corpus in zip(given, corpora, strict=True):
             refused = np.zeros(len(corpus), dtype=bool)
             for reason, which in self._refusals(corpus, trains=split != "predict"):
+                if len(corpus) and which.all():
+                    raise UserError(f"{self.root / name}: {split} can use none of {len(corpus)} utterances: {reason}")
                 new = np.flatnonzero(which & ~refused)
                 refused |= which
                 if len(new):
@@ -311,5 +323,6 @@ def tokens_per_byte(manifest: Manifest, encode: Callable[[str], Sequence[int]]) 
 
 
 def _kind(reason: str) -> str:
-    """A reason without the file it names, for counting."""
-    return reason.split(": ", 1)[-1]
+    """A reason for counting: without the file that it names, that file's numbers, and details."""
+    _, of_a_file, what = reason.partition(": ")
+    return re.sub(r"\d+(\.\d+)?", "…", what.split(": ")[0]) if of_a_file else reason

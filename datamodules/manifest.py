@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
 )
 PLAIN_SCHEMA = pa.schema([(field.name, pa.string() if field.type == NAMES else field.type) for field in SCHEMA])
 ROWS_PER_BATCH = 65536
+LONGEST_SECONDS = 1e8
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,21 @@ class Manifest(Sequence[Utterance]):
             raise UserError(f"{path}: no such manifest")
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
+            table.validate(full=True)  # what is damaged may crash who reads it; 20 million utterances take a second
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a manifest, or damaged: {' '.join(str(error).split())}") from error
         if not table.schema.equals(SCHEMA):
             raise UserError(f"{path}: not a manifest: its columns are {', '.join(table.schema.names)}")
         if empty := [name for name in SCHEMA.names if name != "words" and table[name].null_count]:
             raise UserError(f"{path}: not a manifest: it lacks values of {', '.join(empty)}")
         if not table.num_rows:
-            raise UserError(f"{path}: holds no utterances")
+            raise UserError(f"{path}: holds no utterances; if it is a split, report.md beside it says how to fill it")
+        start, duration = (table[name].to_numpy() for name in ("start_seconds", "duration_seconds"))
+        possible = (start >= 0) & (start < LONGEST_SECONDS) & (duration > 0) & (duration < LONGEST_SECONDS)
+        if not possible.all():
+            row = int(possible.argmin())
+            what = f"{table['id'][row]} starts at {start[row]} s and lasts {duration[row]} s"
+            raise UserError(f"{path}: damaged: utterance {row}, {what}")
         return cls(table, root, prepared=True)
 
     def __len__(self) -> int:

@@ -1,22 +1,21 @@
 """`prepare librilight`: from a corpus to manifests, restartable, in parallel, every second of it accounted for.
 
-The source's items are cut into parts. A part is one Arrow file in ``OUT/parts``: its utterances, and in its metadata
-the account of its items and their checksum. Parts that are there are not made again. Whoever finds all parts there
-merges them into ``train.arrow``, ``val.arrow``, ``test.arrow`` and a report. All of it depends on the input and the
-settings only.
+The source's items are cut into parts, each a file in ``OUT/parts``: the utterances, the account of its items, and what
+it was made from. Parts that are there, whole, and made from what is there now are not made again. Whoever finds all
+parts so merges them into ``train.arrow``, ``val.arrow``, ``test.arrow`` and a report. All of it depends on the input
+and the settings only.
 """
 
-import fcntl
+import csv
 import json
 import multiprocessing
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,16 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datamodules.manifest import (
-    PLAIN_SCHEMA,
-    SCHEMA,
-    Utterance,
-    Word,
-    encode_names,
-    plain_table,
-    split_speakers,
-    unique_names,
-)
+from datamodules.manifest import SCHEMA, Utterance, Word, encode_names, split_speakers, unique_names
+from datamodules.parts import Part, checksum, is_current, locked, part_path, read_part, write_part
 from datamodules.preparation_report import SPLITS, Account, write_report
 from datamodules.sources import (
     KEPT,
@@ -52,8 +43,10 @@ from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
 from lit_spectron.word_errors import count_errors, words
 
+OF_MERGING = ("val_share", "test_share")  # settings that no part depends on
 LONGEST_RECOGNISED_SECONDS = 30.0
 RECOGNISER_RATE_HZ = 16000
+DROPPED_COLUMNS = ("id", "path", "start_seconds", "duration_seconds", "fate")  # of dropped.tsv
 FOLDERS: dict[str, Callable[..., FileSource]] = {
     "librilight": LibriLightFolders,
     "librispeech": LibriSpeechFolders,
@@ -104,17 +97,16 @@ class Settings:
                 raise UserError(f"--cuts: no such manifest: {Path(self.root) / name}")
         if not 0 < self.min_seconds <= self.max_seconds:
             raise UserError(f"--min_seconds: must be above 0 and at most --max_seconds, got {self.min_seconds}")
-        if min(self.val_share, self.test_share) < 0 or self.val_share + self.test_share >= 1:
+        if not (min(self.val_share, self.test_share) >= 0 and self.val_share + self.test_share < 1):
             raise UserError("--val_share, --test_share: must not be negative, and less than 1 together")
-        for name in ("max_gap_seconds", "min_characters_per_second", "text_index"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name}: must not be negative, got {getattr(self, name)}")
-        if self.min_characters_per_second > self.max_characters_per_second:
+        for name in ("max_gap_seconds", "min_characters_per_second", "text_index", "max_disagreement"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"--{name}: must not be negative, got {value}")
+        if not self.min_characters_per_second <= self.max_characters_per_second:
             raise UserError("--min_characters_per_second: exceeds --max_characters_per_second")
         if self.sample_rate_hz <= 0 or (self.recognizer and self.sample_rate_hz != RECOGNISER_RATE_HZ):
             raise UserError(f"--sample_rate_hz: must be positive, and {RECOGNISER_RATE_HZ} for a recogniser")
-        if self.recognizer is None and (self.max_disagreement is not None or self.word_times):
-            raise UserError("--recognizer: --max_disagreement and --word_times need one")
         if self.recognizer and self.max_seconds > LONGEST_RECOGNISED_SECONDS:
             raise UserError(f"--max_seconds: a recogniser hears {LONGEST_RECOGNISED_SECONDS} s at most")
 
@@ -148,8 +140,10 @@ def prepare(settings: Settings, out: Path, jobs: int, shard: tuple[int, int], de
         except BrokenProcessPool as error:
             raise UserError("--jobs: a worker died, of too little memory perhaps; finished parts are kept") from error
     if not checksums:
-        raise UserError(f"{settings.root}: holds nothing to prepare in the layout {settings.layout}")
+        raise UserError(f"{settings.root}: holds nothing to prepare with --layout {settings.layout}")
     missing = sum(not is_current(part_path(parts, index), value) for index, value in enumerate(checksums))
+    if missing and shard[1] == 1:
+        raise UserError(f"{settings.root}: changed while it was prepared; start the same command again")
     if missing:
         print(f"{len(checksums) - missing} of {len(checksums)} parts are there; the last shard to end merges them")
         return False
@@ -158,29 +152,17 @@ def prepare(settings: Settings, out: Path, jobs: int, shard: tuple[int, int], de
     return True
 
 
-def part_path(parts: Path, index: int) -> Path:
-    return parts / f"{index:06}.arrow"
-
-
-@contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a lock that ends with the process, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another process is at work on this shard") from error
-        yield
-
-
 def _take_settings(path: Path, settings: Settings) -> None:
-    """Writes the settings, or makes sure that they are the same as when ``out`` was begun."""
-    now = json.loads(json.dumps(asdict(settings)))
+    """Writes the settings that parts depend on, or makes sure that they are the same as when ``out`` was begun."""
+    now = {name: value for name, value in json.loads(json.dumps(asdict(settings))).items() if name not in OF_MERGING}
     if not path.is_file():
         with appearing_whole(path) as partial:
             partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        before = dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: damaged; remove {path.parent}") from error
     for name in before.keys() | now.keys():
         if before.get(name) != now.get(name):
             raise UserError(
@@ -238,32 +220,21 @@ def _start_worker(parent: int) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of a recogniser: the other jobs have the other cores
 
 
-def checksum(items: list[str]) -> int:
-    return zlib.crc32("\n".join(items).encode("utf-8", "surrogateescape"))
-
-
-def is_current(path: Path, value: int) -> bool:
-    """Whether a part is there and was made from the items with this checksum."""
-    if not path.is_file():
-        return False
-    with pa.memory_map(str(path)) as file:
-        return Account.from_json(pa.ipc.open_file(file).schema.metadata[b"account"].decode()).checksum == value
-
-
 def make_part(settings: Settings, path: Path, items: list[str], device: str, batch_size: int) -> None:
     """Writes one part."""
     source = settings.source()
     pieces = [piece for item in items for piece in source.pieces(item)]
+    silent = [piece.utterance is not None and not piece.utterance.text for piece in pieces]
     if settings.recognizer:
         pieces = list(recognised(pieces, source, settings, device, batch_size))
     pieces = [filtered(piece, settings) for piece in pieces]
-    account = Account(checksum(items), notes=source.notes)
+    account = Account(notes=source.notes)
     for piece in pieces:
         account.add(piece)
-    table = plain_table([piece.utterance for piece in pieces if piece.utterance])
-    schema = PLAIN_SCHEMA.with_metadata({"account": account.to_json()})
-    with appearing_whole(path, str(os.getpid())) as partial, pa.ipc.new_file(str(partial), schema) as writer:
-        writer.write_table(table)
+    if settings.recognizer:
+        kept = sum(piece.fate == KEPT and was_silent for piece, was_silent in zip(pieces, silent, strict=True))
+        account.notes[f"kept with the text that {settings.recognizer} heard"] = kept
+    write_part(path, items, source.inputs, pieces, account)
 
 
 def recognised(
@@ -283,27 +254,23 @@ def recognised(
         waveforms = []
         for place, piece in enumerate(group):
             utterance = piece.utterance
-            if utterance is None or (utterance.text and settings.max_disagreement is None):
+            if utterance is None or piece.fate != KEPT or (utterance.text and settings.max_disagreement is None):
                 continue
             try:
                 waveforms.append(source.read(utterance.path, utterance.start_seconds, utterance.duration_seconds))
                 wanted.append((place, utterance))
             except UserError as error:
-                group[place] = replace(
-                    piece,
-                    fate="unreadable audio",
-                    utterance=None,
-                    problem=(str(source.root / utterance.path), reason(error)),
-                )
+                problem = (str(source.root / utterance.path), reason(error))
+                group[place] = replace(piece, fate="unreadable audio", problem=problem)
         transcripts = recognizer.transcribe(waveforms, settings.sample_rate_hz)
         for (place, utterance), heard in zip(wanted, transcripts, strict=True):
             piece = group[place]
             if utterance.text:
                 reference = words(utterance.text)
                 if count_errors(reference, words(heard.text)) > (settings.max_disagreement or 0) * len(reference):
-                    group[place] = replace(piece, fate="recogniser disagrees", utterance=None)
+                    group[place] = replace(piece, fate="recogniser disagrees")
             elif not heard.text:
-                group[place] = replace(piece, fate="nothing heard", utterance=None)
+                group[place] = replace(piece, fate="nothing heard")
             else:
                 times = None if heard.words is None else tuple(Word(t, a, b - a) for t, a, b in heard.words)
                 group[place] = replace(piece, utterance=replace(utterance, text=heard.text, words=times))
@@ -313,7 +280,7 @@ def recognised(
 def filtered(piece: Piece, settings: Settings) -> Piece:
     """Drops an utterance whose text can't be said in its time, or takes far too little of it."""
     utterance = piece.utterance
-    if utterance is None or not utterance.text:
+    if piece.fate != KEPT or utterance is None or not utterance.text:
         return piece
     rate = len(utterance.text) / utterance.duration_seconds
     if settings.min_characters_per_second <= rate <= settings.max_characters_per_second:
@@ -321,33 +288,42 @@ def filtered(piece: Piece, settings: Settings) -> Piece:
     fate = (
         "too few characters a second" if rate < settings.min_characters_per_second else "too many characters a second"
     )
-    return replace(piece, fate=fate, utterance=None)
+    return replace(piece, fate=fate)
 
 
 def merge(settings: Settings, out: Path, count: int) -> None:
     """All parts to one manifest a split, and the report."""
-    total, speakers = Account(0), set()
+    parts, total, speakers = out / "parts", Account(), set()
     hashes = []
-    for table, account in _read_parts(out, count):
-        total.merge(account)
+    for part in _read_parts(parts, count):
+        total.merge(part.account)
+        table = _with_fate(part.table, kept=True)
         speakers |= set(table["speaker"].unique().to_pylist())
         hashes.append(np.fromiter(map(hash, table["id"].to_pylist()), np.int64, table.num_rows))
     repeated = _repeated(np.concatenate(hashes))
-    names = unique_names(table for table, _ in _read_parts(out, count))
+    names = unique_names(_with_fate(part.table, kept=True) for part in _read_parts(parts, count))
     validation, test = split_speakers(speakers, settings.val_share, settings.test_share)
     members = {"train": sorted(speakers - validation - test), "val": sorted(validation), "test": sorted(test)}
     seconds: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
     heard: dict[str, set[str]] = {split: set() for split in SPLITS}
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     with ExitStack() as stack:
         writers = {}
         for split in SPLITS:
             partial = stack.enter_context(appearing_whole(out / f"{split}.arrow"))
             writers[split] = stack.enter_context(pa.ipc.new_file(str(partial), SCHEMA))
-        for partial in (out / "parts").glob(".*.part"):  # of processes that were killed
+        partial = stack.enter_context(appearing_whole(out / "dropped.tsv"))
+        file = stack.enter_context(partial.open("w", encoding="utf-8"))
+        dropped = csv.writer(file, delimiter="\t", lineterminator="\n")
+        dropped.writerow(DROPPED_COLUMNS)
+        for partial in parts.glob(".*.part"):  # of processes that were killed
             partial.unlink(missing_ok=True)
-        for (table, _), codes in zip(_read_parts(out, count), hashes, strict=True):
-            table = _without_repeated(table, np.isin(codes, repeated), seen, total, settings.sample_rate_hz)
+        for part, codes in zip(_read_parts(parts, count), hashes, strict=True):
+            table = _with_fate(part.table, kept=True)
+            table = _with_repetitions(table, np.isin(codes, repeated), seen, total, settings)
+            for others in (_with_fate(part.table, kept=False), _with_fate(table, kept=False)):
+                dropped.writerows(zip(*(others[name].to_pylist() for name in DROPPED_COLUMNS), strict=True))
+            table = _with_fate(table, kept=True).drop_columns("fate")
             encoded = encode_names(table, names)
             for split in SPLITS:
                 part = encoded.filter(pc.is_in(table["speaker"], pa.array(members[split], pa.string())))
@@ -359,14 +335,26 @@ def merge(settings: Settings, out: Path, count: int) -> None:
     splits = {split: (np.concatenate(seconds[split]), len(heard[split])) for split in SPLITS}
     write_report(out, asdict(settings), total, splits)
     if not total.pieces[KEPT]:
-        raise UserError(f"--out: nothing of {settings.root} could be kept; {out / 'report.md'} says why")
+        fate, pieces = total.pieces.most_common(1)[0]
+        first = next(iter(total.lines()), "")
+        raise UserError(
+            f"{settings.root}: nothing of it could be kept with --layout {settings.layout}: {pieces} x {fate} "
+            f"({first}); {out / 'report.md'} says more"
+        )
 
 
-def _read_parts(out: Path, count: int) -> Iterator[tuple[pa.Table, Account]]:
+def _read_parts(parts: Path, count: int) -> Iterator[Part]:
     for index in range(count):
-        with pa.memory_map(str(part_path(out / "parts", index))) as file:
-            table = pa.ipc.open_file(file).read_all()
-        yield table, Account.from_json(table.schema.metadata[b"account"].decode())
+        path = part_path(parts, index)
+        part = read_part(path)
+        if part is None:
+            raise UserError(f"{path}: damaged while it was merged; start the same command again")
+        yield part
+
+
+def _with_fate(table: pa.Table, kept: bool) -> pa.Table:
+    """The utterances of a part that are kept, or the others."""
+    return table.filter((pc.equal if kept else pc.not_equal)(table["fate"], KEPT))
 
 
 def _repeated(hashes: np.ndarray) -> np.ndarray:
@@ -374,18 +362,19 @@ def _repeated(hashes: np.ndarray) -> np.ndarray:
     return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
 
 
-def _without_repeated(
-    table: pa.Table, suspects: np.ndarray, seen: set[str], account: Account, rate_hz: int
+def _with_repetitions(
+    table: pa.Table, suspects: np.ndarray, seen: dict[str, str], account: Account, settings: Settings
 ) -> pa.Table:
-    """Drops rows whose id came before; ``suspects`` are those whose id's hash occurs more than once."""
-    keep = np.ones(table.num_rows, dtype=bool)
-    for row in np.flatnonzero(suspects):
-        name = table["id"][int(row)].as_py()
+    """Changes the fate of rows whose id came before; ``suspects`` are those whose id's hash occurs more than once."""
+    fates, rate = table["fate"].to_pylist(), settings.sample_rate_hz
+    for row in np.flatnonzero(suspects).tolist():
+        name, path = table["id"][row].as_py(), table["path"][row].as_py()
         if name in seen:
-            keep[row] = False
-            samples = round(table["duration_seconds"][int(row)].as_py() * rate_hz)
-            account.add(Piece(samples, rate_hz, KEPT), times=-1)
-            fate = "id occurs more than once"
-            account.add(Piece(samples, rate_hz, fate, problem=(name, fate)))
-        seen.add(name)
-    return table if keep.all() else table.filter(pa.array(keep))
+            fates[row] = "id occurs more than once"
+            samples = round(table["duration_seconds"][row].as_py() * rate)
+            problem = (str(Path(settings.root) / path), f"its id {name} is that of {seen[name]}, too")
+            account.add(Piece(samples, rate, KEPT), times=-1)
+            account.add(Piece(samples, rate, fates[row], problem=problem))
+        else:
+            seen[name] = path
+    return table.set_column(table.schema.get_field_index("fate"), "fate", pa.array(fates, pa.string()))

@@ -21,14 +21,12 @@ class Account:
     """Sums over pieces.
 
     Attributes:
-        checksum: Of the items that it is about.
         samples: By fate and sampling rate.
         pieces: By fate.
         notes: What happened to kept audio, and how often.
         problems: What is wrong, by file, in order; the first thing of each.
     """
 
-    checksum: int
     samples: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     pieces: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
@@ -52,17 +50,18 @@ class Account:
         return sum(samples / rate for rate, samples in self.samples[fate].items())
 
     def lines(self) -> list[str]:
-        """The problems, one line each."""
-        return [" ".join(f"{file}: {what}".split()) for file, what in self.problems.items()]
+        """The problems, one line each; bytes of a name that are not UTF-8 are written as ``\\xe9``."""
+        lines = [" ".join(f"{file}: {what}".split()) for file, what in self.problems.items()]
+        return [line.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for line in lines]
 
     def to_json(self) -> str:
         samples = {fate: sorted(counts.items()) for fate, counts in self.samples.items()}
-        return json.dumps([self.checksum, samples, self.pieces, self.notes, self.problems])
+        return json.dumps([samples, self.pieces, self.notes, self.problems])
 
     @classmethod
     def from_json(cls, text: str) -> "Account":
-        checksum, samples, pieces, notes, problems = json.loads(text)
-        account = cls(checksum, pieces=Counter(pieces), notes=Counter(notes), problems=problems)
+        samples, pieces, notes, problems = json.loads(text)
+        account = cls(pieces=Counter(pieces), notes=Counter(notes), problems=problems)
         for fate, counts in samples.items():
             account.samples[fate] = Counter(dict(map(tuple, counts)))
         return account
@@ -98,13 +97,13 @@ def write_report(
         },
     }
     texts = {
-        "report.json": json.dumps(report, indent=1, ensure_ascii=False),
+        "report.json": json.dumps(report, indent=1),
         "report.md": markdown(report, account, splits),
         "problems.txt": "\n".join(account.lines()),
     }
     for name, text in texts.items():
         with appearing_whole(out / name) as partial:
-            partial.write_text(text + "\n" * bool(text), encoding="utf-8", errors="surrogateescape")
+            partial.write_text(text + "\n" * bool(text), encoding="utf-8")
     _draw_lengths(out / "lengths.png", {split: seconds for split, (seconds, _) in splits.items()})
 
 
@@ -129,7 +128,11 @@ def markdown(report: dict[str, Any], account: Account, splits: dict[str, tuple[n
         lines.append(
             f"| {split} | {row['utterances']:,} | {row['seconds'] / 3600:,.2f} | {row['speakers']} | {spread} |"
         )
-    lines += ["", *(f"- {split} is empty: too few speakers" for split, (s, _) in splits.items() if not len(s))]
+    speakers = sum(count for _, count in splits.values())
+    for split, (seconds, _) in splits.items():
+        if not len(seconds):
+            share = "lower shares give" if split == "train" else f"--{split}_share {1 / max(speakers, 1):.2g} gives"
+            lines.append(f"- {split} is empty: too few speakers ({speakers}); {share} it one")
     lines += [
         "",
         "No speaker is in two splits.",

@@ -1,12 +1,15 @@
 """The command `prepare`."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from lit_spectron.arguments import OneLineParser
+from lit_spectron.arguments import OneLineParser, usable_device
 from lit_spectron.errors import UserError
 
 TASKS = {"librilight": "a corpus to manifests", "export": "a manifest to lhotse's cuts or Shar"}
+FILE_SUFFIXES = (".arrow", ".gz", ".json", ".tar", ".txt", ".zip")  # what nobody calls a folder
 USAGE = "usage: python -m lit_spectron prepare {" + ",".join(TASKS) + "} [--help] ..."
 
 
@@ -30,7 +33,14 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows defaults where there are any."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return super()._get_help_string(action) if action.default else action.help
+        shown = action.default is not None and action.nargs != 0
+        return super()._get_help_string(action) if shown else action.help
+
+
+def _at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -45,7 +55,8 @@ def librilight_parser() -> OneLineParser:
         prog="python -m lit_spectron prepare librilight",
         description="Turns a corpus into OUT/train.arrow, val.arrow and test.arrow, which point into its files (none "
         "is re-encoded), OUT/report.md and report.json, which account for every second of it, problems.txt, with a "
-        "line for every bad file, and lengths.png. Killed, it goes on where it was when it is started again.",
+        "line for every bad file, dropped.tsv, with a line for every utterance that was dropped, and lengths.png. "
+        "Killed, it goes on where it was when it is started again; files that have changed since are looked at anew.",
         formatter_class=_Formatter,
     )
     add = parser.add_argument
@@ -58,7 +69,7 @@ def librilight_parser() -> OneLineParser:
         help="librilight: FILE.json with voice_activity beside FILE.flac; cuts: Libriheavy's; librispeech: "
         "SPEAKER/CHAPTER with .trans.txt; audio: any files, the first folder is the speaker, a .txt beside it the text",
     )
-    add("--jobs", type=int, default=1, help="processes")
+    add("--jobs", type=_at_least_one, default=1, help="processes")
     add("--shard", type=_shard, default="0/1", metavar="I/N", help="do the I-th of N shares; the last to end merges")
     lengths = parser.add_argument_group("utterances")
     add = lengths.add_argument
@@ -70,7 +81,7 @@ def librilight_parser() -> OneLineParser:
     add("--val_share", type=float, default=0.01, help="of the speakers")
     add("--test_share", type=float, default=0.01, help="of the speakers")
     cuts = parser.add_argument_group("layout cuts")
-    cuts.add_argument("--cuts", nargs="+", default=[], metavar="FILE", help="manifests, relative to the root")
+    cuts.add_argument("--cuts", nargs="+", metavar="FILE", help="manifests, relative to the root")
     cuts.add_argument("--audio_prefix", default="download/librilight", help="audio root that they were written with")
     cuts.add_argument("--text_index", type=int, default=0, help="of Libriheavy's texts: 0 cased, 1 upper-case")
     labels = parser.add_argument_group("transcripts")
@@ -78,8 +89,8 @@ def librilight_parser() -> OneLineParser:
     add("--recognizer", help="Whisper model (hub id or folder) that transcribes what has no text")
     add("--language", help="what a multilingual recogniser is told, such as en")
     add("--word_times", action="store_true", help="keep the recogniser's word times, too")
-    add("--batch_size", type=int, default=16, help="utterances that it hears together")
-    add("--device", default="cpu", help="of the recogniser")
+    add("--batch_size", type=_at_least_one, default=16, help="utterances that it hears together")
+    add("--device", default="cpu", help="of the recogniser: cpu, cuda, cuda:1, ..., or auto")
     add(
         "--max_disagreement",
         type=float,
@@ -90,19 +101,35 @@ def librilight_parser() -> OneLineParser:
     return parser
 
 
+def _refuse_without_effect(options: dict[str, Any], defaults: Callable[[str], Any]) -> None:
+    cuts, heard = options["layout"] == "cuts", bool(options["recognizer"])
+    listened = heard or options["layout"] != "librilight"
+    for names, effective, condition in (
+        (("cuts", "audio_prefix", "text_index"), cuts, "--layout cuts"),
+        (("max_gap_seconds",), options["layout"] == "librilight", "--layout librilight"),
+        (("language", "word_times", "max_disagreement", "batch_size", "device"), heard, "--recognizer"),
+        (("min_characters_per_second", "max_characters_per_second"), listened, "--recognizer"),
+    ):
+        for name in names:
+            if not effective and options[name] != defaults(name):
+                raise UserError(f"--{name}: has no effect without {condition}")
+
+
 def prepare_librilight(arguments: list[str]) -> None:
     """`prepare librilight`."""
-    options = vars(librilight_parser().parse_args(arguments))
+    parser = librilight_parser()
+    options = vars(parser.parse_args(arguments))
+    _refuse_without_effect(options, parser.get_default)
     from datamodules.preparation import Settings, prepare
 
     own = {name: options.pop(name) for name in ("out", "jobs", "device", "batch_size")}
     shard = options.pop("shard")
     options["root"] = str(Path(options["root"]).resolve())
-    if own["jobs"] < 1 or own["batch_size"] < 1:
-        raise UserError("--jobs, --batch_size: must be at least 1")
-    if (options["layout"] == "cuts") != bool(options["cuts"]):
-        raise UserError("--cuts: names the manifests of --layout cuts, and of no other")
-    settings = Settings(**{**options, "cuts": tuple(options["cuts"])})
+    if options["layout"] == "cuts" and not options["cuts"]:
+        raise UserError("--cuts: --layout cuts needs manifests")
+    if options["recognizer"]:
+        own["device"] = usable_device(own["device"])
+    settings = Settings(**{**options, "cuts": tuple(options["cuts"] or ())})
     if prepare(settings, shard=shard, **own):
         print((own["out"] / "report.md").read_text(encoding="utf-8"), end="")
 
@@ -113,10 +140,10 @@ def export_parser() -> OneLineParser:
         description="Writes a manifest's utterances as lhotse's cuts, or packs them, with their audio, into its Shar.",
     )
     add = parser.add_argument
-    add("--manifest", type=Path, required=True, help="an .arrow file that `prepare librilight` wrote")
+    add("--manifest", type=Path, required=True, help="an .arrow file that prepare librilight wrote")
     add("--root", type=Path, required=True, help="folder that its paths are relative to")
-    add("--out", type=Path, required=True, help="NAME.jsonl.gz for cuts, a folder for Shar")
-    add("--shard_size", type=int, default=1000, help="utterances in a shard of Shar (default: %(default)s)")
+    add("--out", type=Path, required=True, help="NAME.jsonl.gz or .jsonl for cuts, a folder for Shar")
+    add("--shard_size", type=_at_least_one, default=1000, help="utterances in a shard of Shar (default: %(default)s)")
     return parser
 
 
@@ -126,8 +153,13 @@ def export_manifest(arguments: list[str]) -> None:
     from datamodules.cuts import write_cuts, write_shar
     from datamodules.manifest import Manifest
 
+    cuts = options.out.name.endswith((".jsonl.gz", ".jsonl"))
+    if options.out.suffix in FILE_SUFFIXES and not cuts:
+        raise UserError(f"--out: {options.out}: neither NAME.jsonl.gz, NAME.jsonl nor the name of a folder")
+    if not options.root.is_dir():
+        raise UserError(f"--root: no such folder: {options.root}")
     manifest = Manifest.open(options.manifest, options.root)
-    if options.out.name.endswith((".jsonl.gz", ".jsonl")):
+    if cuts:
         write_cuts(options.out, manifest)
     else:
         write_shar(options.out, manifest, options.shard_size)

@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 
 import soundfile
 
-from datamodules.cuts import MALFORMED, parse_cut, read_lines
+from datamodules.cuts import MALFORMED, complaint, name_of, parse_cut, read_lines
 from datamodules.manifest import Utterance
 from datamodules.segmentation import Interval, merged, quietest, segments
 from lit_spectron.audio_files import SUFFIXES, UNKNOWN_FRAMES, read_audio
@@ -24,6 +24,7 @@ from lit_spectron.errors import UserError
 KEPT = "kept"
 TOLERATED_SECONDS = 0.5  # by which voice activity may go beyond its file
 END_SECONDS = 0.1  # so much of a file's end is decoded, to see whether the file is whole
+Inputs = dict[str, list[int] | None]  # files by path: what `stamp` says of each
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Piece:
         samples: How much of it, at ``rate_hz``.
         rate_hz: The file's own rate.
         fate: `KEPT`, or why it is dropped.
-        utterance: If it is kept.
+        utterance: What it is cut out as; None where it does not come to that.
         problem: The file that something is wrong with, and what; None where nothing is.
     """
 
@@ -66,7 +67,16 @@ class Piece:
     problem: tuple[str, str] | None = None
 
 
-class Unusable(Exception):
+def stamp(path: Path) -> list[int] | None:
+    """Size and time of the last change (nanoseconds) of a file, so that a change is noticed; None if there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+class Unusable(ValueError):
     """A file of no use: why in a few words, in one line, and how many samples are lost with it."""
 
     def __init__(self, fate: str, path: Path, detail: str = "", samples: int = 0, rate_hz: int = 1):
@@ -81,6 +91,10 @@ class Source(ABC):
         sample_rate_hz: What files must have.
         lengths: How long utterances are to be.
         verify: Whether every utterance is decoded; otherwise only the end of each file.
+
+    Attributes:
+        notes: What happened to kept audio, and how often.
+        inputs: The files that pieces were made from so far, or would have been, had they been there.
     """
 
     items_per_part: int
@@ -91,6 +105,8 @@ class Source(ABC):
         self.lengths = lengths
         self.verify = verify
         self.notes: Counter[str] = Counter()
+        self.inputs: Inputs = {}
+        self._header = cache(read_header)  # a part's cuts share few files
 
     @abstractmethod
     def items(self) -> Iterator[str]:
@@ -99,6 +115,16 @@ class Source(ABC):
     @abstractmethod
     def pieces(self, item: str) -> Iterator[Piece]:
         """What becomes of an item, without gaps."""
+
+    def depends_on(self, path: Path) -> Path:
+        """Takes down what a file is like that is about to be read."""
+        if str(path) not in self.inputs:
+            self.inputs[str(path)] = stamp(path)
+        return path
+
+    def header(self, path: Path) -> tuple[int, bool]:
+        """As `read_header`."""
+        return self._header(self.depends_on(self.root / path), self.sample_rate_hz)
 
     def read(self, path: Path, start_seconds: float, duration_seconds: float):
         return read_audio(self.root / path, self.sample_rate_hz, start_seconds, duration_seconds)
@@ -111,7 +137,7 @@ class Source(ABC):
                 self.read(utterance.path, utterance.start_seconds, utterance.duration_seconds)
             except UserError as error:
                 fate, problem = "unreadable audio", (str(self.root / utterance.path), reason(error))
-        return Piece(samples, self.sample_rate_hz, fate or KEPT, None if fate else utterance, problem)
+        return Piece(samples, self.sample_rate_hz, fate or KEPT, utterance, problem)
 
 
 def reason(error: UserError) -> str:
@@ -119,7 +145,6 @@ def reason(error: UserError) -> str:
     return str(error).split(": ", 1)[-1]
 
 
-@lru_cache(maxsize=256)
 def read_header(path: Path, sample_rate_hz: int) -> tuple[int, bool]:
     """Samples of a mono file at the right rate, and whether its end can be decoded.
 
@@ -129,7 +154,7 @@ def read_header(path: Path, sample_rate_hz: int) -> tuple[int, bool]:
     if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a name is too long
         raise Unusable("no such file", path)
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(os.fsencode(path))  # also a name that is not Unicode
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise Unusable("unreadable audio", path, str(error).splitlines()[0]) from error
     if info.frames == 0:
@@ -190,14 +215,14 @@ class FileSource(Source):
         try:
             if item.endswith("/"):
                 raise Unusable("unreadable folder", path)
+            frames, whole = self.header(Path(item))
             if any("\ud800" <= letter <= "\udfff" for letter in item):  # bytes that are not UTF-8
                 raise Unusable("name that is not Unicode", path)
-            frames, whole = read_header(path, rate)
             pieces = list(self._file_pieces(Path(item), frames, whole))
         except Unusable as unusable:
             pieces = [replace(unusable.piece, samples=frames, rate_hz=rate) if frames else unusable.piece]
         except MALFORMED as error:
-            detail = f"its description is not understood: {type(error).__name__} {error}"
+            detail = f"its description is not understood: {complaint(error)}"
             pieces = [Piece(frames, rate, "bad description", problem=(str(path), detail))]
         yield from pieces
 
@@ -205,10 +230,10 @@ class FileSource(Source):
         rate, known = self.sample_rate_hz, self.describe(path)
         f"{known.speaker}{known.text}".encode()  # half a surrogate pair can't be written into a manifest
         seconds = frames / rate
-        end = max((end for _, end in known.activity or []), default=0.0)
-        if end > seconds + TOLERATED_SECONDS:
-            problem = f"voice activity up to {end:.1f} s, but it ends at {seconds:.1f} s"
-            yield Piece(0, rate, "voice activity beyond its file", problem=(str(self.root / path), problem))
+        for start, end in known.activity or []:
+            if not 0 <= start <= end <= seconds + TOLERATED_SECONDS:
+                problem = f"voice activity from {start:.1f} to {end:.1f} s, but it lasts {seconds:.1f} s"
+                yield Piece(0, rate, "impossible voice activity", problem=(str(self.root / path), problem))
         stretches = [(0.0, seconds)] if known.text else self._stretches(path, known.activity, seconds)
         name, silent = path.with_suffix("").as_posix(), frames
         for index, (start, end) in enumerate(stretches):
@@ -255,6 +280,7 @@ class LibriLightFolders(FileSource):
     """Raw Libri-Light: ``FILE.json`` beside ``FILE.flac``, with ``speaker`` and ``voice_activity`` (seconds)."""
 
     def describe(self, path: Path) -> Description:
+        self.depends_on((self.root / path).with_suffix(".json"))
         return librilight_description(self.root / path)
 
 
@@ -271,10 +297,12 @@ def librilight_description(path: Path) -> Description:
     content = json.loads(description.read_text(encoding="utf-8"))
     if not content.get("voice_activity"):
         raise Unusable("no voice activity in its .json", path)
+    if any(len(stretch) != 2 for stretch in content["voice_activity"]):
+        raise ValueError("a stretch of its voice activity is not [start, end]")
     activity = [(float(start), float(end)) for start, end in content["voice_activity"]]
     if not all(math.isfinite(time) for interval in activity for time in interval):
         raise ValueError("a time of its voice activity is not finite")
-    return Description(str(content["speaker"]), activity=activity)
+    return Description(name_of(content, "speaker"), activity=activity)
 
 
 def read_folders(root: Path) -> list[Utterance]:
@@ -290,8 +318,8 @@ def read_folders(root: Path) -> list[Utterance]:
             continue
         try:
             known = librilight_description(path)
-        except (Unusable, *MALFORMED) as error:
-            raise UserError(f"{description}: not a Libri-Light description: {type(error).__name__} {error}") from error
+        except MALFORMED as error:
+            raise UserError(f"{description}: not a Libri-Light description: {complaint(error)}") from error
         name = path.relative_to(root).with_suffix("").as_posix()
         for index, (start, end) in enumerate(known.activity or []):
             utterances.append(Utterance(f"{name}_{index}", path, start, end - start, known.speaker, ""))
@@ -305,13 +333,13 @@ class LibriSpeechFolders(FileSource):
 
     def describe(self, path: Path) -> Description:
         folder = self.root / path.parent
-        text = _chapter_texts(folder / f"{path.parent.parent.name}-{path.parent.name}.trans.txt").get(path.stem)
+        transcripts = self.depends_on(folder / f"{path.parent.parent.name}-{path.parent.name}.trans.txt")
+        text = _chapter_texts(transcripts).get(path.stem)
         if not text:
             raise Unusable("no transcript", self.root / path)
         return Description(path.parent.parent.name, text)
 
 
-@cache
 def _chapter_texts(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
@@ -323,7 +351,7 @@ class AudioFolders(FileSource):
     """Any audio: the first folder below the root is a file's speaker, a ``.txt`` beside it what is said."""
 
     def describe(self, path: Path) -> Description:
-        transcript = (self.root / path).with_suffix(".txt")
+        transcript = self.depends_on((self.root / path).with_suffix(".txt"))
         text = " ".join(transcript.read_text(encoding="utf-8").split()) if transcript.is_file() else ""
         return Description(path.parts[0] if len(path.parts) > 1 else "unknown", text)
 
@@ -373,12 +401,12 @@ class Cuts(Source):
             return
         samples = round(utterance.duration_seconds * rate)
         try:
-            frames, whole = read_header(self.root / utterance.path, rate)
+            frames, whole = self.header(utterance.path)
         except Unusable as unusable:
-            yield Piece(samples, rate, unusable.piece.fate, problem=unusable.piece.problem)
+            yield Piece(samples, rate, unusable.piece.fate, utterance, unusable.piece.problem)
             return
         if round(utterance.start_seconds * rate) + samples > frames + 1:
             problem = f"ends at {frames / rate:.3f} s, before {utterance.id} ({place})"
-            yield Piece(samples, rate, "ends after its file", problem=(str(self.root / utterance.path), problem))
+            yield Piece(samples, rate, "ends after its file", utterance, (str(self.root / utterance.path), problem))
         else:
             yield self.judge(utterance, samples, whole)

@@ -18,6 +18,8 @@ from lit_spectron.audio_files import read_audio
 from lit_spectron.errors import UserError
 from lit_spectron.types import SpeechBatch
 
+MISSING_SHOWN = 10
+
 
 def read_questions(
     table: Path, question_column: str, answer_column: str, audio_column: str
@@ -123,16 +125,21 @@ class SpokenQADataModule(L.LightningDataModule):
         self.without_audio: list[str] = []
 
     def setup(self, stage: str) -> None:
-        """Reads the table; what has no audio is left out and counted."""
+        """Reads the table; what has no audio is left out, counted and named."""
         if stage != "predict":
             raise UserError(f"{self.table}: questions have no continuation to {stage} with; they are for predict")
         rows = read_questions(self.table, *self.columns)
         there = [(self.audio_root / name).is_file() for _, _, name in rows]
         self.rows = [row for row, found in zip(rows, there, strict=True) if found]
         self.without_audio = [row[2] for row, found in zip(rows, there, strict=True) if not found]
-        rank_zero_info(f"{self.table}: {len(self.rows)} questions; {len(self.without_audio)} more have no audio")
         if not self.rows:
             raise UserError(f"{self.table}: none of its {len(rows)} questions has its audio in {self.audio_root}")
+        rank_zero_info(f"{self.table}: {len(self.rows)} questions")
+        if self.without_audio:
+            names = ", ".join(self.without_audio[:MISSING_SHOWN])
+            names += ", ..." if len(self.without_audio) > MISSING_SHOWN else ""
+            count = f"{len(self.without_audio)} of {len(rows)}"
+            rank_zero_warn(f"{self.table}: left out {count} questions without audio in {self.audio_root}: {names}")
 
     def on_after_batch_transfer(self, batch: SpeechBatch, dataloader_idx: int) -> SpeechBatch:
         """Reports what could not be read."""

@@ -29,10 +29,19 @@ def appearing_whole(path: Path, writer: str = "") -> Iterator[Path]:
     Args:
         path: What appears.
         writer: Tells processes apart that may write the same file at the same time.
+
+    Raises:
+        UserError: There is a folder in its place.
+        OSError: Whatever goes wrong in the block, such as a full disk; it names a file.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where a file is to be written")
     partial = path.with_name(f".{path.name}{writer and '.'}{writer}.part")
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # writing does not know the name that opening knew
+        raise
     finally:
         partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import jsonargparse
 import torch
 from torch import Tensor
 
+from lit_spectron.arguments import usable_device
 from lit_spectron.audio import SHORTEST_PROMPT_SECONDS, AudioSpec
 from lit_spectron.audio_files import find_audio, read_audio
 from lit_spectron.checkpoint import read_checkpoint, rebuilt_config
@@ -76,12 +77,7 @@ class SpectronPipeline:
         Raises:
             UserError: The checkpoint is missing, damaged or not one of ours.
         """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"--device: {device}: {str(error).splitlines()[0]}") from error
+        device = usable_device(device)
         checkpoint = read_checkpoint(path)
         config, state = rebuilt_config(checkpoint), checkpoint["state_dict"]
         model, vocoder, settings = build(config, overrides)
