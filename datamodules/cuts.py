@@ -207,6 +207,7 @@ def write_shar(folder: Path, utterances: Iterable[Utterance], shard_size: int) -
     make_folder(folder.parent)
     with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
         partial = Path(temporary) / folder.name
+        partial.mkdir()
         with SharWriter(str(partial), fields={"recording": "flac"}, shard_size=shard_size) as writer:
             for utterance in utterances:
                 writer.write(MonoCut.from_dict(cut_of(utterance)))

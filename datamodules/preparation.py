@@ -161,12 +161,14 @@ def _take_settings(path: Path, settings: Settings) -> None:
         return
     try:
         before = dict(json.loads(path.read_bytes()))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged; remove {path.parent}") from error
-    for name in before.keys() | now.keys():
-        if before.get(name) != now.get(name):
+    except (TypeError, ValueError):
+        before = {}
+    if before.keys() != now.keys():
+        raise UserError(f"{path}: damaged, or of another version; remove {path.parent}")
+    for name, value in now.items():
+        if before[name] != value:
             raise UserError(
-                f"--{name}: {now.get(name)}, but {path.parent.parent} was begun with {before.get(name)}; "
+                f"--{name}: {value}, but {path.parent.parent} was begun with {before[name]}; "
                 "name another --out, or remove it"
             )
 

@@ -22,6 +22,7 @@ from lit_spectron.llms.tokenizer import Tokenizer
 from lit_spectron.model import SpectronModel
 from lit_spectron.projection import ProjectionSettings
 from lit_spectron.types import SpeechBatch
+from tests.flawed import flawed_corpus
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -136,5 +137,12 @@ def corpus(tmp_path: Path, audio: AudioSpec) -> Path:
                     "recording": {"sources": [{"source": f"download/librilight/{name}.{suffix}"}]},
                 }
             )
-    write_gzip_lines(root / "cuts.jsonl.gz", cuts)
+    for name in ("cuts", "copy"):  # no manifest may be in two splits
+        write_gzip_lines(root / f"{name}.jsonl.gz", cuts)
     return root
+
+
+@pytest.fixture
+def flawed(tmp_path: Path) -> tuple[Path, int]:
+    """A corpus with every known flaw, and the samples in it as far as headers tell, at 16 kHz."""
+    return tmp_path / "flawed", flawed_corpus(tmp_path / "flawed")

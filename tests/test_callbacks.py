@@ -20,6 +20,7 @@ from callbacks import (
     GenerationHealth,
     LogPerplexity,
     MeanOpinionScore,
+    PredictionWriter,
     SpeakerSimilarity,
     SpokenQA,
     Throughput,
@@ -30,6 +31,7 @@ from callbacks.evidence import shared_evidence
 from callbacks.report import as_markdown
 from callbacks.spoken_qa import answer_words, is_right
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
+from lit_spectron.errors import UserError
 from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.word_errors import count_errors, english_words, match_beginning, words
 from tests.judges import (
@@ -460,6 +462,17 @@ def test_throughput(batch):
         flops = 2 * 2 * (2 * 4 * 4)
         assert row["train/model_flops_utilization"] == pytest.approx(flops * steps_per_second / 1e6, rel=1e-4)
         assert 0 < row["train/data_wait_share"] < 1 and 0.05 < row["train/peak_memory_gib"] < 100
+
+
+def test_predictions_are_not_added_to_others(tmp_path):
+    writer = PredictionWriter(str(tmp_path / "out"))
+    for _ in range(2):  # a folder that is empty is as good as none
+        writer.setup(SimpleNamespace(), None, "predict")
+        (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out/old.json").touch()
+    writer.setup(SimpleNamespace(), None, "fit")
+    with pytest.raises(UserError, match=r"prediction\.directory: .*out is not empty"):
+        writer.setup(SimpleNamespace(), None, "predict")
 
 
 def test_report_in_markdown():

@@ -213,8 +213,8 @@ def with_model(module: LibriLightDataModule) -> LibriLightDataModule:
 def data_module(corpus: Path, **changes) -> LibriLightDataModule:
     settings = {
         "train_cuts": "cuts.jsonl.gz",
-        "val_cuts": "cuts.jsonl.gz",
-        "test_cuts": "cuts.jsonl.gz",
+        "val_cuts": "copy.jsonl.gz",
+        "test_cuts": "copy.jsonl.gz",
         "prompt_seconds": 1.0,
         "batch_size": 4,
     }
@@ -415,3 +415,43 @@ def test_a_prepared_manifest_is_read_as_the_cuts_are(corpus):
         for loader in (lost.train_dataloader(), lost.val_dataloader()):
             for batch in loader:
                 lost.on_after_batch_transfer(batch, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val_cuts": "cuts.jsonl.gz"}, r"data\.val_cuts: cuts\.jsonl\.gz is in data\.train_cuts already"),
+        ({"test_cuts": "small/../cuts.jsonl.gz"}, r"data\.test_cuts: small/\.\./cuts\.jsonl\.gz is"),
+        ({"train_cuts": ["cuts.jsonl.gz", "link.jsonl.gz"]}, r"data\.train_cuts: link\.jsonl\.gz is"),
+    ],
+)
+def test_no_manifest_is_taken_twice(corpus, change, message):
+    (corpus / "link.jsonl.gz").symlink_to("cuts.jsonl.gz")
+    with pytest.raises(UserError, match=message):
+        data_module(corpus, **change)
+    data_module(corpus, val_cuts="copy.jsonl.gz", test_cuts="copy.jsonl.gz")
+
+
+def test_a_corpus_of_which_nothing_can_be_used_is_named(corpus):
+    cuts = [json.loads(line) for line in cut_lines(corpus)]
+    silent = [{**cut, "id": f"{cut['id']}_", "supervisions": [{"speaker": "s", "text": None}]} for cut in cuts]
+    (corpus / "silent.jsonl").write_text("\n".join(map(json.dumps, silent)))
+    module = data_module(corpus, train_cuts=["cuts.jsonl.gz", "silent.jsonl"])
+    with pytest.raises(UserError, match=r"silent\.jsonl: train can use none of 9 utterances: empty transcript"):
+        module.setup("fit")
+
+
+def test_reasons_are_counted_by_kind(corpus):
+    """What differs from file to file is told of the first."""
+    module = data_module(corpus, max_skipped_share=1.0)
+    module.setup("fit")
+    reasons = [
+        "b.flac: ends at 5.900 s, before 6.000 s",
+        "c.flac: ends at 4.100 s, before 6.000 s",
+        "d.flac: unreadable audio: Error opening 'd.flac': Format not recognised.",
+        "e.flac: unreadable audio: Error opening 'e.flac': Format not recognised.",
+    ]
+    batch = SimpleNamespace(split="train", skipped=[(str(i), reason) for i, reason in enumerate(reasons)])
+    kinds = r"2 x ends at … s, before … s, 2 x unreadable audio"
+    with pytest.warns(UserWarning, match=rf"4 of 9 utterances \({kinds}\); the first new one is 3: e\.flac"):
+        module.on_after_batch_transfer(batch, 0)

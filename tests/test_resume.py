@@ -19,8 +19,8 @@ def fit_processes(corpus: Path, out: Path, *arguments: str, processes: int) -> N
     base = [
         "fit",
         *("--config", "conf/quickstart.yaml", "--trainer.logger.init_args.save_dir", str(out)),
-        *("--data.root", str(corpus), "--data.train_cuts", "cuts.jsonl.gz", "--data.val_cuts", "cuts.jsonl.gz"),
-        *("--data.test_cuts", "cuts.jsonl.gz", "--data.prompt_seconds", "0.5", "--data.batch_size", "3"),
+        *("--data.root", str(corpus), "--data.train_cuts", "cuts.jsonl.gz", "--data.val_cuts", "copy.jsonl.gz"),
+        *("--data.test_cuts", "copy.jsonl.gz", "--data.prompt_seconds", "0.5", "--data.batch_size", "3"),
         *("--data.prompt_split", "random", "--data.max_prompt_seconds", "1.0"),
         *("--model.llm", "conf/llm/llama_tiny.yaml", "--model.optimizer.total_steps", str(STEPS)),
         *("--trainer.log_every_n_steps", "1", "--trainer.val_check_interval", "5", "--model.generated_utterances", "2"),
