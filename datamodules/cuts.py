@@ -82,7 +82,7 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
             raise ValueError(f"has {len(cut['supervisions'])} supervisions, not one")
         (supervision,) = cut["supervisions"]
         texts = (supervision.get("custom") or {}).get("texts")
-        if texts and text_index >= len(texts):
+        if texts and not 0 <= text_index < len(texts):
             raise ValueError(f"has {len(texts)} texts, counted from 0, but text_index is {text_index}")
         alignment = (supervision.get("alignment") or {}).get("word")
         start, duration = float(cut["start"]), float(cut["duration"])

@@ -89,4 +89,6 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(f"{path}: another process is at work on this shard") from error
+        except OSError as error:  # some file systems of clusters know no locks
+            raise UserError(f"{path}: can't be locked: {(error.strerror or '').lower()}") from error
         yield

@@ -37,6 +37,7 @@ from datamodules.sources import (
     LibriSpeechFolders,
     Piece,
     Source,
+    not_unicode,
     reason,
 )
 from lit_spectron.errors import UserError
@@ -92,6 +93,8 @@ class Settings:
         """
         if not Path(self.root).is_dir():
             raise UserError(f"--root: no such folder: {self.root}")
+        if not_unicode(self.root):
+            raise UserError(f"--root: its name is not Unicode: {self.root}")
         for name in self.cuts:
             if not (Path(self.root) / name).is_file():
                 raise UserError(f"--cuts: no such manifest: {Path(self.root) / name}")
@@ -338,10 +341,10 @@ def merge(settings: Settings, out: Path, count: int) -> None:
     write_report(out, asdict(settings), total, splits)
     if not total.pieces[KEPT]:
         fate, pieces = total.pieces.most_common(1)[0]
-        first = next(iter(total.lines()), "")
+        first = "".join(f" ({line})" for line in total.lines()[:1])
         raise UserError(
-            f"{settings.root}: nothing of it could be kept with --layout {settings.layout}: {pieces} x {fate} "
-            f"({first}); {out / 'report.md'} says more"
+            f"{settings.root}: nothing of it could be kept with --layout {settings.layout}: {pieces} x {fate}{first}; "
+            f"{out / 'report.md'} says more"
         )
 
 

@@ -67,6 +67,11 @@ class Piece:
     problem: tuple[str, str] | None = None
 
 
+def not_unicode(name: str) -> bool:
+    """Whether a file's name holds bytes that are not UTF-8."""
+    return any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def stamp(path: Path) -> list[int] | None:
     """Size and time of the last change (nanoseconds) of a file, so that a change is noticed; None if there is none."""
     try:
@@ -216,7 +221,7 @@ class FileSource(Source):
             if item.endswith("/"):
                 raise Unusable("unreadable folder", path)
             frames, whole = self.header(Path(item))
-            if any("\ud800" <= letter <= "\udfff" for letter in item):  # bytes that are not UTF-8
+            if not_unicode(item):
                 raise Unusable("name that is not Unicode", path)
             pieces = list(self._file_pieces(Path(item), frames, whole))
         except Unusable as unusable:

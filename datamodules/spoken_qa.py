@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def read_questions(
     return questions
 
 
+def _name(audio: str) -> str:
+    """A question's id."""
+    return Path(audio).with_suffix("").as_posix()
+
+
 def _answers(text: str) -> list[str]:
     try:
         found = json.loads(text) if text.startswith("[") else [text]
@@ -84,7 +90,7 @@ class SpokenQuestions(Dataset):
     def __getitem__(self, index: int) -> Item:
         question, answers, name = self.rows[index]
         path = self.root / name
-        utterance = Utterance(Path(name).with_suffix("").as_posix(), path, 0.0, 0.0, "", question)
+        utterance = Utterance(_name(name), path, 0.0, 0.0, "", question)
         try:
             waveform = torch.from_numpy(read_audio(path, self.sample_rate_hz))
         except UserError as error:
@@ -130,6 +136,11 @@ class SpokenQADataModule(L.LightningDataModule):
             raise UserError(f"{self.table}: questions have no continuation to {stage} with; they are for predict")
         rows = read_questions(self.table, *self.columns)
         there = [(self.audio_root / name).is_file() for _, _, name in rows]
+        uses = Counter(_name(audio) for _, _, audio in rows)
+        if repeated := [name for name, count in uses.items() if count > 1]:
+            raise UserError(
+                f"{self.table}: several questions have the audio {repeated[0]}; predictions are named by it"
+            )
         self.rows = [row for row, found in zip(rows, there, strict=True) if found]
         self.without_audio = [row[2] for row, found in zip(rows, there, strict=True) if not found]
         if not self.rows:

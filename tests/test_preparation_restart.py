@@ -1,5 +1,7 @@
 """`prepare librilight`, killed, damaged, repaired and started again: in the end the same bytes."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import random
@@ -77,6 +79,15 @@ def test_killed_and_restarted(flawed, tmp_path):
                 killed += 1
     subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_file_system_without_locks_is_named(flawed, tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"settings\.lock: can't be locked: function not implemented"):
+        run(flawed[0], tmp_path / "out")
 
 
 def test_one_process_a_shard(flawed, tmp_path):
