@@ -59,7 +59,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: no such manifest")
     number = 0
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as lines:
             for line in lines:
                 number += 1
                 if line.strip():
@@ -89,7 +89,9 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
         if not (0 <= start < LONGEST_SECONDS and 0 < duration < LONGEST_SECONDS):
             raise ValueError(f"starts at {start} s and lasts {duration} s")
         source = Path(cut["recording"]["sources"][0]["source"])
-        text = str((texts[text_index] if texts else supervision.get("text")) or "").strip()
+        text = (texts[text_index] if texts else supervision.get("text")) or ""
+        if not isinstance(text, str):
+            raise ValueError("its text is no string")
         words = None if alignment is None else tuple(Word(str(w[0]), float(w[1]), float(w[2])) for w in alignment)
         if not all(math.isfinite(w.start_seconds + w.duration_seconds) for w in words or ()):
             raise ValueError("a time of its words is not finite")
@@ -104,7 +106,7 @@ def parse_cut(line: str, root: Path, audio_prefix: str, text_index: int) -> Utte
             start_seconds=start,
             duration_seconds=duration,
             speaker=speaker,
-            text=text,
+            text=text.strip(),
             words=words,
         )
     except MALFORMED as error:

@@ -46,6 +46,7 @@ from lit_spectron.word_errors import count_errors, words
 
 OF_MERGING = ("val_share", "test_share")  # settings that no part depends on
 LONGEST_RECOGNISED_SECONDS = 30.0
+SHORTEST_LIMIT_SECONDS = 0.1  # a limit in milliseconds, say, would cut a corpus to crumbs for days
 RECOGNISER_RATE_HZ = 16000
 DROPPED_COLUMNS = ("id", "path", "start_seconds", "duration_seconds", "fate")  # of dropped.tsv
 FOLDERS: dict[str, Callable[..., FileSource]] = {
@@ -100,6 +101,8 @@ class Settings:
                 raise UserError(f"--cuts: no such manifest: {Path(self.root) / name}")
         if not 0 < self.min_seconds <= self.max_seconds:
             raise UserError(f"--min_seconds: must be above 0 and at most --max_seconds, got {self.min_seconds}")
+        if self.max_seconds < SHORTEST_LIMIT_SECONDS:
+            raise UserError(f"--max_seconds: must be at least {SHORTEST_LIMIT_SECONDS}, got {self.max_seconds}")
         if not (min(self.val_share, self.test_share) >= 0 and self.val_share + self.test_share < 1):
             raise UserError("--val_share, --test_share: must not be negative, and less than 1 together")
         for name in ("max_gap_seconds", "min_characters_per_second", "text_index", "max_disagreement"):

@@ -37,6 +37,16 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if shown else action.help
 
 
+def _given(text: str) -> str:
+    if not text:  # as an unset variable of a shell leaves it
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def _folder(text: str) -> Path:
+    return Path(_given(text))
+
+
 def _at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
@@ -45,7 +55,7 @@ def _at_least_one(text: str) -> int:
 
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise argparse.ArgumentTypeError(f"{text}: not of the form i/n with i from 0 to n - 1")
     return int(index), int(count)
 
@@ -60,8 +70,8 @@ def librilight_parser() -> OneLineParser:
         formatter_class=_Formatter,
     )
     add = parser.add_argument
-    add("--root", required=True, help="folder of the corpus; the manifests' paths are relative to it (data.root)")
-    add("--out", type=Path, required=True, help="folder to write into")
+    add("--root", type=_folder, required=True, help="folder of the corpus, to which manifests' paths are relative")
+    add("--out", type=_folder, required=True, help="folder to write into")
     add(
         "--layout",
         choices=("librilight", "cuts", "librispeech", "audio"),
@@ -86,7 +96,7 @@ def librilight_parser() -> OneLineParser:
     cuts.add_argument("--text_index", type=int, default=0, help="of Libriheavy's texts: 0 cased, 1 upper-case")
     labels = parser.add_argument_group("transcripts")
     add = labels.add_argument
-    add("--recognizer", help="Whisper model (hub id or folder) that transcribes what has no text")
+    add("--recognizer", type=_given, help="Whisper model (hub id or folder) that transcribes what has no text")
     add("--language", help="what a multilingual recogniser is told, such as en")
     add("--word_times", action="store_true", help="keep the recogniser's word times, too")
     add("--batch_size", type=_at_least_one, default=16, help="utterances that it hears together")
@@ -124,7 +134,7 @@ def prepare_librilight(arguments: list[str]) -> None:
 
     own = {name: options.pop(name) for name in ("out", "jobs", "device", "batch_size")}
     shard = options.pop("shard")
-    options["root"] = str(Path(options["root"]).resolve())
+    options["root"] = str(options["root"].resolve())
     if options["layout"] == "cuts" and not options["cuts"]:
         raise UserError("--cuts: --layout cuts needs manifests")
     if options["recognizer"]:
@@ -141,8 +151,8 @@ def export_parser() -> OneLineParser:
     )
     add = parser.add_argument
     add("--manifest", type=Path, required=True, help="an .arrow file that prepare librilight wrote")
-    add("--root", type=Path, required=True, help="folder that its paths are relative to")
-    add("--out", type=Path, required=True, help="NAME.jsonl.gz or .jsonl for cuts, a folder for Shar")
+    add("--root", type=_folder, required=True, help="folder that its paths are relative to")
+    add("--out", type=_folder, required=True, help="NAME.jsonl.gz or .jsonl for cuts, a folder for Shar")
     add("--shard_size", type=_at_least_one, default=1000, help="utterances in a shard of Shar (default: %(default)s)")
     return parser
 

@@ -161,7 +161,7 @@ def read_header(path: Path, sample_rate_hz: int) -> tuple[int, bool]:
     try:
         info = soundfile.info(os.fsencode(path))  # also a name that is not Unicode
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise Unusable("unreadable audio", path, str(error).splitlines()[0]) from error
+        raise Unusable("unreadable audio", path, str(error).rsplit(": ", 1)[-1]) from error
     if info.frames == 0:
         raise Unusable("no samples", path)
     if info.frames >= UNKNOWN_FRAMES:
@@ -299,7 +299,7 @@ def librilight_description(path: Path) -> Description:
     description = path.with_suffix(".json")
     if not description.is_file():
         raise Unusable("no .json beside it", path)
-    content = json.loads(description.read_text(encoding="utf-8"))
+    content = json.loads(description.read_text(encoding="utf-8-sig"))
     if not content.get("voice_activity"):
         raise Unusable("no voice activity in its .json", path)
     if any(len(stretch) != 2 for stretch in content["voice_activity"]):
@@ -348,7 +348,7 @@ class LibriSpeechFolders(FileSource):
 def _chapter_texts(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
     return {name: text.strip() for name, _, text in (line.partition(" ") for line in lines)}
 
 
@@ -357,7 +357,7 @@ class AudioFolders(FileSource):
 
     def describe(self, path: Path) -> Description:
         transcript = self.depends_on((self.root / path).with_suffix(".txt"))
-        text = " ".join(transcript.read_text(encoding="utf-8").split()) if transcript.is_file() else ""
+        text = " ".join(transcript.read_text(encoding="utf-8-sig").split()) if transcript.is_file() else ""
         return Description(path.parts[0] if len(path.parts) > 1 else "unknown", text)
 
 

@@ -61,6 +61,11 @@ def test_the_audio_prefix_stands_for_the_root(corpus):
     assert here[0].path == Path("/elsewhere/librilight/small/s0/book/book_0000.flac")
 
 
+def test_a_byte_order_mark_is_no_damage(corpus):
+    (corpus / "marked.jsonl").write_text("\n".join(cut_lines(corpus)), encoding="utf-8-sig")
+    assert len(read_cuts(corpus / "marked.jsonl", corpus, PREFIX, 0)) == 9
+
+
 @pytest.mark.parametrize(
     "line", ["{", "[]", "3", '{"id": "x"}', '{"id": "x", "supervisions": []}', '{"id": "x", "supervisions": null}']
 )

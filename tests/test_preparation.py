@@ -104,7 +104,7 @@ def test_librispeech_and_any_audio(tmp_path):
     assert (utterance.id, utterance.speaker, utterance.text) == ("84/121123/84-121123-0000", "84", "GO DO YOU HEAR")
     assert report["fates"]["no transcript"] == {"pieces": 1, "seconds": 3.0, "samples_by_rate": {str(RATE): 3 * RATE}}
     root = tmp_path / "audio"
-    add(root, "anna/a.wav", noise(3.0), None).with_suffix(".txt").write_text("hello\nthere")
+    add(root, "anna/a.wav", noise(3.0), None).with_suffix(".txt").write_text("hello\nthere", encoding="utf-8-sig")
     add(root, "anna/b.wav", noise(9.0), None)
     add(root, "c.wav", noise(9.0), None).with_suffix(".txt").write_text("far too long for its text to be cut")
     report = run(root, tmp_path / "two", layout="audio", val_share=0.0, test_share=0.0)
@@ -134,7 +134,15 @@ def test_cuts_that_make_no_sense_are_problems(corpus, tmp_path):
         good = json.loads(next(file))
     words = {"speaker": "s", "text": "x", "alignment": {"word": [["\ud800", 0, 1, None]]}}
     long_name = {"sources": [{"source": "x" * 300}]}
-    bad = [{**good, "duration": 1e306}, {**good, "supervisions": [words]}, {**good, "supervisions": None}]
+    listed = {"speaker": "s", "text": ["x"]}
+    bad = [
+        {**good, "duration": 1e306},
+        {**good, "supervisions": [words]},
+        {**good, "supervisions": None},
+        {**good, "supervisions": [listed]},
+        {**good, "supervisions": [{**good["supervisions"][0], "speaker": None}]},
+        {**good, "id": None},
+    ]
     lines = [
         json.dumps(good),
         "[" * 100000,
@@ -144,7 +152,7 @@ def test_cuts_that_make_no_sense_are_problems(corpus, tmp_path):
     (corpus / "bad.jsonl").write_text("\n".join(lines))
     report = run(corpus, tmp_path / "out", layout="cuts", cuts=("bad.jsonl",))
     pieces = {fate: row["pieces"] for fate, row in report["fates"].items()}
-    assert pieces == {KEPT: 1, "not a cut": 4, "no such file": 1}
+    assert pieces == {KEPT: 1, "not a cut": 7, "no such file": 1}
 
 
 def test_a_flac_of_unknown_length(flawed, tmp_path):

@@ -1,6 +1,9 @@
 """`prepare` on the command line: mistakes are one line."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from tests.flawed import RATE, run, total
         ({"root": "nowhere"}, "nowhere"),
         ({"layout": "cuts", "cuts": ("none.jsonl",)}, r"none\.jsonl"),
         ({"min_seconds": 5.0}, "--min_seconds"),
+        ({"min_seconds": 1e-6, "max_seconds": 1e-5}, "--max_seconds"),
         ({"val_share": 0.7, "test_share": 0.3}, "--val_share"),
         ({"val_share": float("nan")}, "--val_share"),
         ({"recognizer": "x", "max_disagreement": -1.0}, "--max_disagreement"),
@@ -107,11 +111,13 @@ CUTS = ("--layout", "cuts", "--cuts", "cuts.jsonl.gz")
     ("options", "names"),
     [
         (("--min_second", "3"), ("--min_second 3",)),
+        (("--out", ""), ("--out", "is empty")),
         (("--jobs", "0"), ("--jobs", "at least 1", "0")),
         (("--layout", "cuts"), ("--cuts",)),
         (("--cuts", "cuts.jsonl.gz"), ("--cuts", "--layout cuts")),
         (("--text_index", "1"), ("--text_index", "--layout cuts")),
         (("--layout", "audio", "--max_gap_seconds", "2"), ("--max_gap_seconds", "--layout librilight")),
+        (("--recognizer", ""), ("--recognizer", "is empty")),
         (("--language", "en"), ("--language", "--recognizer")),
         (("--word_times",), ("--word_times", "--recognizer")),
         ((*CUTS, "--max_disagreement", "0.2"), ("--max_disagreement", "--recognizer")),
@@ -167,3 +173,12 @@ def test_a_failed_export_leaves_nothing(corpus, tmp_path, capsys):
         error = capsys.readouterr().err
         assert caught.value.code == 2 and len(error.splitlines()) == 1 and message in error, error
         assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_name_that_is_not_unicode_can_be_printed(corpus, tmp_path):
+    run(corpus, tmp_path / "out", layout="cuts", cuts=("cuts.jsonl.gz",), val_share=0.0, test_share=0.0)
+    out = os.fsencode(tmp_path) + b"/\xe9.jsonl"
+    options = ["--manifest", tmp_path / "out/train.arrow", "--root", corpus, "--out", out]
+    command = [sys.executable, "-m", "lit_spectron", "prepare", "export", *options]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0 and r"\udce9.jsonl: 9 cuts" in done.stdout, done.stderr
