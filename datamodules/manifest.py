@@ -113,7 +113,8 @@ class Manifest(Sequence[Utterance]):
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a manifest, or damaged: {' '.join(str(error).split())}") from error
         if not table.schema.equals(SCHEMA):
-            raise UserError(f"{path}: not a manifest: its columns are {', '.join(table.schema.names)}")
+            names = " ".join(", ".join(table.schema.names).split())
+            raise UserError(f"{path}: not a manifest: its columns are {names}")
         if empty := [name for name in SCHEMA.names if name != "words" and table[name].null_count]:
             raise UserError(f"{path}: not a manifest: it lacks values of {', '.join(empty)}")
         if not table.num_rows:
