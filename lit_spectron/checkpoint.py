@@ -52,6 +52,24 @@ def refuse_other_shapes(path: Path | str, checkpoint: dict[str, Any], own_state:
         )
 
 
+def refuse_other_groups(path: Path | str, checkpoint: dict[str, Any], own_groups: list[dict[str, Any]]) -> None:
+    """
+    Raises:
+        UserError: The optimiser's state is of other groups of parameters than the config's; names the first.
+    """
+    sizes = [
+        {group["name"]: len(group["params"]) for group in groups}
+        for groups in (checkpoint["optimizer_states"][0]["param_groups"], own_groups)
+    ]
+    for name in sizes[0] | sizes[1]:
+        there, here = (size.get(name, 0) for size in sizes)
+        if there != here:
+            raise UserError(
+                f"--ckpt_path: {path} was trained with other model.optimizer.freeze or parts than this config's: "
+                f"{there} parameters under {name} there and {here} here"
+            )
+
+
 def rebuilt_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The run's config with every outside file and weight that its parts were made from replaced."""
     config = dict(checkpoint["config"])

@@ -14,10 +14,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from callbacks import PredictionWriter, Report
-from lit_spectron.checkpoint import read_checkpoint, refuse_other_shapes
+from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse_other_shapes
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
+from lit_spectron.optim import parameter_groups
 
 # Of Lightning's, about what is meant to be so: two loggers share a folder, and results go where the run is.
 HARMLESS_WARNINGS = ("Experiment logs directory", "The dirpath has changed", ".*LeafSpec")
@@ -82,7 +83,11 @@ class SpectronCLI(LightningCLI):
         if self.subcommand != "fit" and not ckpt_path:
             raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")
         if ckpt_path and ckpt_path not in LIGHTNINGS_CHECKPOINTS:
-            refuse_other_shapes(ckpt_path, read_checkpoint(ckpt_path), self.model.state_dict())
+            checkpoint = read_checkpoint(ckpt_path)
+            refuse_other_shapes(ckpt_path, checkpoint, self.model.state_dict())
+            if self.subcommand == "fit":
+                groups = parameter_groups(self.model.model, self.model.optimizer_settings)
+                refuse_other_groups(ckpt_path, checkpoint, groups)
         # Mistakes in the data, too, come to light before there is a trainer to talk or a logger to make a folder.
         self.datamodule.setup(self.subcommand)
         plugins = self._get(self.config_init, "trainer").get("plugins") or []

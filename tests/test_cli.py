@@ -302,16 +302,19 @@ def test_generate_one_by_one_is_together(moved_checkpoint, prompts):
 
 
 @pytest.mark.slow
-def test_fit_refuses_a_checkpoint_that_does_not_fit(call, moved_checkpoint, tmp_path):
+def test_fit_refuses_a_checkpoint_that_does_not_fit(call, run_folder, moved_checkpoint, tmp_path):
     (tmp_path / "bad.ckpt").write_bytes(b"not a checkpoint")
     torch.save({"config": Path()}, tmp_path / "more_than_tensors.ckpt")
     logger = ["--trainer.logger.init_args.save_dir", tmp_path / "runs"]
-    for path, name in (
-        (moved_checkpoint, "model.decoder"),
-        (tmp_path / "bad.ckpt", "bad.ckpt"),
-        (tmp_path / "more_than_tensors.ckpt", "more_than_tensors.ckpt"),
+    quickstart = ("--config", "conf/quickstart.yaml")
+    frozen = ("--config", run_folder / "config.yaml", "--model.optimizer.freeze", "['llm.*']")
+    for config, path, name in (
+        (quickstart, moved_checkpoint, "model.decoder"),
+        (quickstart, tmp_path / "bad.ckpt", "bad.ckpt"),
+        (quickstart, tmp_path / "more_than_tensors.ckpt", "more_than_tensors.ckpt"),
+        (frozen, moved_checkpoint, "model.optimizer.freeze"),
     ):
-        code, _, err = call("fit", "--config", "conf/quickstart.yaml", *logger, "--ckpt_path", path)
+        code, _, err = call("fit", *config, *logger, "--ckpt_path", path)
         last = err.strip().splitlines()[-1]
         assert code == 2 and last.startswith("error: ") and name in last and "Traceback" not in err, err
     assert not (tmp_path / "runs").exists()

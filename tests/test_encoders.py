@@ -127,6 +127,18 @@ def test_layers_are_those_of_hugging_face(cls, changes, audio: AudioSpec):
 
 
 @pytest.mark.parametrize("cls", LAYERED, ids=lambda c: c.__name__)
+def test_what_is_loaded_and_what_is_rebuilt_learn_the_same(cls, audio: AudioSpec, tmp_path):
+    fields = dict(ENCODERS[cls.__name__]["config"])
+    auto_class = AutoModelForSpeechSeq2Seq if cls is WhisperEncoder else AutoModel
+    auto_class.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields)).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    loaded = cls(audio, source=str(tmp_path))
+    rebuilt = cls(audio, **loaded.rebuild_args())
+    trained = [{n for n, p in encoder.named_parameters() if p.requires_grad} for encoder in (loaded, rebuilt)]
+    assert trained[0] == trained[1]
+
+
+@pytest.mark.parametrize("cls", LAYERED, ids=lambda c: c.__name__)
 def test_mistakes_are_named(cls, audio: AudioSpec):
     for layer in (3, 0):
         with pytest.raises(UserError, match="1 to 2"):

@@ -86,6 +86,8 @@ class WhisperEncoder(SpeechEncoder):
             raise UserError(f"model.encoder.source: {source} is a {whisper.config.model_type}, not a Whisper")
         self._config = config_fields(whisper)
         self.encoder = whisper.model.encoder
+        # Sinusoids; transformers forgets so where it loads weights.
+        self.encoder.embed_positions.requires_grad_(False)
         extractor = WhisperFeatureExtractor(feature_size=whisper.config.num_mel_bins)
         self.log_mel = WhisperLogMel(extractor)
         self.spec_augment = spec_augment
