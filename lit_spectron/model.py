@@ -78,7 +78,8 @@ class SpectronModel(nn.Module):
             return Projection(self.encoder.output_dim, self.llm.hidden_size, settings)
         tokens = [self.llm.tokenizer.encode(letter)[0] for letter in LetterProjection.LETTERS]
         embeddings = self.llm.embed(torch.tensor([tokens]))[0]
-        return LetterProjection(self.encoder.output_dim, settings.hidden_size or 0, embeddings)
+        size, hidden_size = self.encoder.output_dim, settings.hidden_size or 0
+        return LetterProjection(size, hidden_size, embeddings, settings.context, settings.dropout)
 
     @property
     def positions_per_second(self) -> tuple[float, float]:

@@ -20,17 +20,25 @@ class ProjectionSettings:
         kind: How they are joined: ``stack`` side by side, a strided ``convolution`` that also sees their neighbours, or
             ``letters``: those that are heard, by CTC, as one letter (`LetterProjection`), whatever their number.
         hidden_size: Width of a hidden layer; null for one linear map, as in the paper.
+        context: Of letters: features, an odd number, by which it is told what the middle one of them says.
+        dropout: Of letters: share of features and of hidden values that is dropped while training.
     """
 
     downsampling: int = 1
     kind: Literal["stack", "convolution", "letters"] = "stack"
     hidden_size: int | None = None
+    context: int = 1
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.downsampling < 1 or (self.hidden_size is not None and self.hidden_size < 1):
             raise UserError("model.projection: downsampling and hidden_size must be positive")
         if self.kind == "letters" and (self.downsampling > 1 or self.hidden_size is None):
             raise UserError("model.projection: kind letters needs a hidden_size, and no downsampling")
+        if self.kind != "letters" and (self.context > 1 or self.dropout):
+            raise UserError(f"model.projection: kind {self.kind} has no use for context and dropout")
+        if self.context < 1 or self.context % 2 == 0 or not 0 <= self.dropout < 1:
+            raise UserError("model.projection: context must be odd and positive, dropout from 0 to below 1")
 
 
 class Projection(nn.Module):
@@ -85,6 +93,8 @@ class LetterProjection(nn.Module):
         input_size: Width E of the features.
         hidden_size: Width of the hidden layer.
         letter_embeddings: (len(LETTERS), D), what the LM takes for each letter.
+        context: Features that the hidden layer sees at once, the one in question in the middle.
+        dropout: Of features and hidden values.
 
     Source: CTC-based compression, Gaido et al. 2021; before a decoder-only LM, Wu et al. 2023.
     """
@@ -94,10 +104,19 @@ class LetterProjection(nn.Module):
     # Letters of quick speech, of 50 features a second: for planning batches.
     positions_per_feature = 0.4
 
-    def __init__(self, input_size: int, hidden_size: int, letter_embeddings: Tensor):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        letter_embeddings: Tensor,
+        context: int = 1,
+        dropout: float = 0.0,
+    ):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.neighbours = nn.Conv1d(input_size, hidden_size, context, padding=context // 2)
         self.hidden = nn.Sequential(
-            nn.Linear(input_size, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size), nn.GELU()
+            nn.GELU(), self.dropout, nn.Linear(hidden_size, hidden_size), nn.GELU(), self.dropout
         )
         self.spell = nn.Linear(hidden_size, len(self.LETTERS) + 1)
         self.letters = nn.Parameter(letter_embeddings.detach().clone())
@@ -105,9 +124,14 @@ class LetterProjection(nn.Module):
         nn.init.zeros_(self.map.weight)
         nn.init.zeros_(self.map.bias)
 
+    def listen(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden values (B, S, H), and scores (B, S, len(LETTERS) + 1) of the letters and of none."""
+        features = self.dropout(features * lengths_to_mask(lengths, features.shape[1])[..., None])
+        hidden = self.hidden(self.neighbours(features.transpose(1, 2)).transpose(1, 2))
+        return hidden, self.spell(hidden).float()
+
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.hidden(features)
-        scores = self.spell(hidden).float()
+        hidden, scores = self.listen(features, lengths)
         valid = lengths_to_mask(lengths, features.shape[1])
         heard = scores.argmax(2).masked_fill(~valid, self.BLANK)
         starts = (heard != F.pad(heard, (1, 0), value=self.BLANK)[:, :-1]) & (heard != self.BLANK)
@@ -134,5 +158,5 @@ class LetterProjection(nn.Module):
         spelled = [[self.LETTERS.index(letter) for letter in " ".join(text.split())] for text in plain]
         targets = torch.tensor([letter for text in spelled for letter in text], device=features.device)
         sizes = torch.tensor([len(text) for text in spelled], device=features.device)
-        scores = self.spell(self.hidden(features)).float().log_softmax(2)
+        scores = self.listen(features, lengths)[1].log_softmax(2)
         return F.ctc_loss(scores.transpose(0, 1), targets, lengths, sizes, self.BLANK, zero_infinity=True)

@@ -50,9 +50,9 @@ def test_bad_settings():
         ProjectionSettings(downsampling=0)
 
 
-def letter_projection(features: int = 6) -> LetterProjection:
+def letter_projection(features: int = 6, context: int = 3) -> LetterProjection:
     torch.manual_seed(0)
-    projection = LetterProjection(features, 12, torch.randn(len(LetterProjection.LETTERS), 8))
+    projection = LetterProjection(features, 12, torch.randn(len(LetterProjection.LETTERS), 8), context)
     with torch.no_grad():
         for parameter in projection.parameters():
             parameter.copy_(torch.randn_like(parameter))
@@ -79,6 +79,8 @@ def test_features_of_one_letter_become_one_position():
     letters = ["a", "b", "c"]
     projection.hidden = torch.nn.Identity()
     with torch.no_grad():
+        projection.neighbours.weight.copy_(torch.eye(4)[..., None])
+        projection.neighbours.bias.zero_()
         projection.spell.weight.zero_()
         projection.spell.bias.zero_()
         for channel, letter in enumerate(letters):
@@ -102,8 +104,9 @@ def test_the_letters_loss():
     projection = letter_projection()
     features = torch.randn(2, 5, 6)
     with torch.no_grad():
-        probabilities = projection.spell(projection.hidden(features)).double().softmax(2)
-        loss = projection.loss(features, torch.tensor([5, 3]), ["Ab -  B!", "c"])
+        lengths = torch.tensor([5, 3])
+        probabilities = projection.listen(features, lengths)[1].double().softmax(2)
+        loss = projection.loss(features, lengths, ["Ab -  B!", "c"])
     expected = []
     for rows, spelled in ((probabilities[0], "ab b"), (probabilities[1, :3], "c")):
         total = 0.0
@@ -116,6 +119,19 @@ def test_the_letters_loss():
     assert loss.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
+def test_letters_are_told_by_their_neighbours():
+    features = torch.randn(1, 9, 6)
+    changed = features.index_fill(1, torch.tensor([6]), 0.0)
+    for context in (1, 5):
+        projection, lengths = letter_projection(context=context), torch.tensor([9])
+        moved = (projection.listen(features, lengths)[1] != projection.listen(changed, lengths)[1]).any(2)[0]
+        assert moved.nonzero().ravel().tolist() == list(range(6 - context // 2, min(9, 7 + context // 2)))
+
+
 def test_letter_settings():
     with pytest.raises(UserError, match="hidden_size"):
         ProjectionSettings(kind="letters")
+    with pytest.raises(UserError, match="context must be odd"):
+        ProjectionSettings(kind="letters", hidden_size=4, context=2)
+    with pytest.raises(UserError, match="kind stack has no use for context"):
+        ProjectionSettings(dropout=0.1)
