@@ -4,6 +4,7 @@ Shapes: B batch, T samples, L packed positions, D width, r frames a step, M mels
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,13 +76,19 @@ class SampleRandom:
         return torch.stack(rows).to(self.device)
 
 
-@torch.inference_mode()
+def flags_of_one(*flags: bool) -> list[bool]:
+    """Of one process that decodes by itself."""
+    return list(flags)
+
+
+@torch.no_grad()
 def generate(
     model: SpectronModel,
     waveform: Tensor,
     lengths: Tensor,
     settings: GenerationSettings,
     ids: list[str] | None = None,
+    anywhere: Callable[..., list[bool]] = flags_of_one,
 ) -> Generation:
     """
     Args:
@@ -90,6 +97,8 @@ def generate(
         lengths: (B,) in samples.
         settings: How to decode.
         ids: Names that make each prompt's random numbers its own; without them all prompts share one sequence.
+        anywhere: Tells of each flag whether it is set in any process. Processes that share the parameters have to run
+            every part equally often, those that are done as well, for nothing.
     """
     batch, device = len(waveform), waveform.device
     tokenizer, factor = model.llm.tokenizer, model.decoder.reduction_factor
@@ -112,11 +121,11 @@ def generate(
     tokens: list[list[int]] = [[] for _ in range(batch)]
     frames: list[list[Tensor]] = [[] for _ in range(batch)]
     text_stop_reason, stop_reason = [""] * batch, [""] * batch
+    writing, speaking = [True] * batch, [False] * batch
+    some_write, some_speak = True, False
     while True:
-        writing = [not reason for reason in text_stop_reason]
-        speaking = [not reason and not wrote for reason, wrote in zip(stop_reason, writing, strict=True)]
         fed = torch.zeros(batch, 1, model.llm.hidden_size, device=device, dtype=hidden.dtype)
-        if any(writing):
+        if some_write:
             random.active = writing
             chosen = _choose_tokens(model.llm.logits(hidden).float(), settings, random).tolist()
             for i in _true(writing):
@@ -128,7 +137,7 @@ def generate(
                     tokens[i].append(chosen[i])
             written = model.llm.embed(torch.tensor(chosen, device=device)[:, None])
             fed = torch.where(torch.tensor(writing, device=device)[:, None, None], written, fed)
-        if any(speaking):
+        if some_speak:
             random.active = speaking
             step, stop_probability = model.decoder.step(hidden, random)
             log_mel = model.denormalise(step)
@@ -144,7 +153,10 @@ def generate(
             # What is fed back is what is heard: floored like the frames of training.
             spoken = model.decoder.prenet(model.normalise(log_mel)[:, None].to(step.dtype), random)
             fed = torch.where(torch.tensor(speaking, device=device)[:, None, None], spoken, fed)
-        if all(stop_reason):
+        writing = [not reason for reason in text_stop_reason]
+        speaking = [not reason and not wrote for reason, wrote in zip(stop_reason, writing, strict=True)]
+        some_write, some_speak = anywhere(any(writing), any(speaking))
+        if not some_write and not some_speak:
             break
         cached = torch.cat([cached, torch.ones(batch, 1, dtype=torch.bool, device=device)], dim=1)
         hidden, cache = model.llm(fed, cached[:, None, None, :], positions[:, None], cache)

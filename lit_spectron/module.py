@@ -3,52 +3,29 @@
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from lit_spectron.audio import AudioSpec
 from lit_spectron.errors import UserError
-from lit_spectron.generation import GenerationSettings, generate
+from lit_spectron.generation import GenerationSettings, flags_of_one, generate
 from lit_spectron.llms import LanguageModel
+from lit_spectron.losses import LossWeights
 from lit_spectron.masking import lengths_to_mask
 from lit_spectron.model import DecoderFactory, EncoderFactory, SpectronModel, split_waveform
 from lit_spectron.optim import OptimizerSettings, build_optimizer, freeze
+from lit_spectron.parallel import anywhere, checkpoint_activations, shard, stand_in
 from lit_spectron.projection import ProjectionSettings
 from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.vocoders import Vocoder
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the objective's terms.
-
-    Args:
-        text: Of the cross-entropy over the transcript and eos.
-        spectrogram: lambda_r, of the decoder's spectrogram terms together (paper: 0.1).
-        stop: Of the learned stop.
-        letters: Of a projection that spells (`model.projection.kind`). If it alone has a weight, the LM is not run in
-            training.
-    """
-
-    text: float = 1.0
-    spectrogram: float = 0.1
-    stop: float = 0.1
-    letters: float = 0.3
-
-    @property
-    def need_lm(self) -> bool:
-        return any((self.text, self.spectrogram, self.stop))
-
-    def total(self, losses: dict[str, Tensor]) -> Tensor:
-        """The weighted sum; what has no weight of its own is a spectrogram term."""
-        weights = {"text": self.text, "stop": self.stop, "letters": self.letters}
-        return torch.stack([weights.get(name, self.spectrogram) * loss for name, loss in losses.items()]).sum()
 
 
 class LitSpectron(L.LightningModule):
@@ -65,9 +42,11 @@ class LitSpectron(L.LightningModule):
         projection: From the encoder's features to the LM's prefix.
         loss_weights: Weights of the objective's terms.
         generation: How to decode, in validation and afterwards.
-        generated_utterances: Utterances of each validation round that are decoded free-running; -1 for all. Tests
-            decode all.
+        generated_utterances: Utterances of each validation round, of all processes together, that are decoded
+            free-running; -1 for all. Tests decode all.
         statistics_batches: Training batches from which the mel statistics are taken.
+        activation_checkpointing: Whether the layers of encoder and LM are computed again in the backward pass instead
+            of keeping what they computed: a third more work, much less memory.
     """
 
     def __init__(
@@ -84,12 +63,15 @@ class LitSpectron(L.LightningModule):
         generation: GenerationSettings = GenerationSettings(),
         generated_utterances: int = 32,
         statistics_batches: int = 16,
+        activation_checkpointing: bool = False,
     ):
         super().__init__()
         if not loss_weights.need_lm and projection.kind != "letters":
             raise UserError("model.loss_weights: all are 0, and no projection spells: there is nothing to train")
         self.model = SpectronModel(audio, encoder, llm, decoder, prefix_attention, projection)
         freeze(self.model, optimizer.freeze)
+        if activation_checkpointing:
+            checkpoint_activations(self.model)
         self.vocoder = vocoder(audio)
         self.optimizer_settings = optimizer
         self.loss_weights = loss_weights
@@ -98,6 +80,15 @@ class LitSpectron(L.LightningModule):
         self.statistics_batches = statistics_batches
         self.config: dict[str, Any] = {}
         self._generated = 0
+        self._anywhere: Callable[..., list[bool]] = flags_of_one
+
+    def configure_model(self) -> None:
+        """Spreads the model over the devices where the strategy says so."""
+        if self._device_mesh is None or isinstance(self.model.llm, FSDPModule):
+            return
+        mesh, device = self._device_mesh["data_parallel"], self.trainer.strategy.root_device
+        shard(self.model, mesh, device, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
+        self._anywhere = anywhere(mesh, device)
 
     def configure_optimizers(self):
         optimizer, schedule = build_optimizer(self.model, self.optimizer_settings)
@@ -122,7 +113,10 @@ class LitSpectron(L.LightningModule):
         self.model.set_mel_statistics(mean.float(), std.float(), int(count[0]))
 
     def _losses(self, batch: SpeechBatch, stage: str) -> Tensor:
-        """The total loss; logs it and every term."""
+        """The total loss; logs it and every term. An empty batch has a loss of 0: other processes wait for this one."""
+        weight = len(batch)
+        if not weight:
+            batch = stand_in(self.model, batch.split, self.device)
         run_lm = stage != "train" or self.loss_weights.need_lm
         losses = self.model(batch).losses if run_lm else self.model.letter_loss(batch)
         total = self.loss_weights.total(losses)
@@ -131,9 +125,14 @@ class LitSpectron(L.LightningModule):
         terms = [value for name, value in losses.items() if name not in ("text", "stop", "letters")]
         if terms:
             named.setdefault(f"{stage}/loss_spectrogram", torch.stack(terms).sum())
-        self.log_dict(named, batch_size=len(batch), sync_dist=stage != "train")
-        self.log(f"{stage}/loss", total, batch_size=len(batch), sync_dist=stage != "train", prog_bar=True)
-        return total
+        if weight or stage != "train":
+            self.log_dict(named, batch_size=weight, sync_dist=stage != "train")
+            self.log(f"{stage}/loss", total, batch_size=weight, sync_dist=stage != "train", prog_bar=True)
+        return total if weight else 0 * total
+
+    def _nothing_to_do(self, batch: SpeechBatch) -> bool:
+        """Whether a batch has lost every utterance: counted and reported by the data module."""
+        return not len(batch) and self.trainer.world_size == 1
 
     def on_train_batch_start(self, batch: SpeechBatch, batch_index: int) -> None:
         """What dropout draws depends on the seed and the batch's place in training: a resumed run draws the same."""
@@ -142,8 +141,8 @@ class LitSpectron(L.LightningModule):
         torch.manual_seed(zlib.crc32(repr(place).encode()))
 
     def training_step(self, batch: SpeechBatch, batch_index: int) -> Tensor | None:
-        if not len(batch):  # every utterance of it was unreadable: counted and reported by the data module
-            return None
+        if not len(batch):
+            return None if self._nothing_to_do(batch) else self._losses(batch, "train")
         # What is logged belongs to this step; Lightning's own count may be one ahead in a resumed run.
         self.log("step", float(self.global_step), batch_size=len(batch))
         self.log("train/padding_share", 1 - batch.lengths.sum() / batch.waveform.numel(), batch_size=len(batch))
@@ -152,20 +151,21 @@ class LitSpectron(L.LightningModule):
     def on_before_optimizer_step(self, optimizer) -> None:
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-            self.log("train/gradient_norm", get_total_norm(gradients))
+            norm = get_total_norm(gradients)
+            self.log("train/gradient_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_validation_epoch_start(self) -> None:
         self._generated = 0
 
     def _evaluation_step(self, batch: SpeechBatch, stage: str) -> Generation | None:
         """Teacher-forced losses and free-running decoding; in validation of ``generated_utterances``."""
-        if not len(batch):
+        if self._nothing_to_do(batch):
             return None
         self._losses(batch, stage)
         if stage == "val" and 0 <= self.generated_utterances <= self._generated:
             return None
-        self._generated += len(batch)
-        return self.generate(batch)
+        self._generated += int(self.trainer.strategy.reduce(torch.tensor(len(batch)).to(self.device), reduce_op="sum"))
+        return self._generate_together(batch)
 
     def validation_step(self, batch: SpeechBatch, batch_index: int) -> Any:
         return self._evaluation_step(batch, "val")
@@ -174,12 +174,22 @@ class LitSpectron(L.LightningModule):
         return self._evaluation_step(batch, "test")
 
     def predict_step(self, batch: SpeechBatch, batch_index: int) -> Generation | None:
-        return self.generate(batch) if len(batch) else None
+        return None if self._nothing_to_do(batch) else self._generate_together(batch)
 
-    def generate(self, batch: SpeechBatch) -> Generation:
-        """Continues each utterance's prompt."""
+    def _generate_together(self, batch: SpeechBatch) -> Generation | None:
+        """Continues the prompts of a batch; of an empty one, takes part in what the other processes do."""
+        if len(batch):
+            return self.generate(batch)
+        shortest = replace(self.generation, max_text_tokens=1, max_speech_seconds=1e-9)
+        self.generate(stand_in(self.model, batch.split, self.device), shortest)
+        return None
+
+    def generate(self, batch: SpeechBatch, settings: GenerationSettings | None = None) -> Generation:
+        """Continues each utterance's prompt. Where processes share the parameters, all of them have to."""
         prompt, _ = split_waveform(batch.waveform, batch.lengths, batch.prompt_samples)
-        return generate(self.model, prompt, batch.prompt_samples, self.generation, batch.ids)
+        return generate(
+            self.model, prompt, batch.prompt_samples, settings or self.generation, batch.ids, self._anywhere
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A vocoder is not trained: another one than the run's comes with its own weights."""

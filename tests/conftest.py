@@ -72,7 +72,7 @@ def tiny_model(audio: AudioSpec) -> Callable[..., SpectronModel]:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def batch(audio: AudioSpec) -> Callable[..., SpeechBatch]:
     """Builds a batch of noise, each utterance with a level of its own, and texts as bytes."""
 

@@ -18,6 +18,7 @@ class SpectrogramDecoder(Part, ABC):
     """
 
     reduction_factor: int
+    shards_by_layer = False  # small, and asked for every step
 
     @abstractmethod
     def prenet(self, frames: Tensor, random: Random | None = None) -> Tensor:

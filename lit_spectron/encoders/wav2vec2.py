@@ -49,6 +49,7 @@ class Wav2Vec2Encoder(SpeechEncoder):
             with named_errors("model.encoder.source", source):
                 normalize_waveform = AutoFeatureExtractor.from_pretrained(source).do_normalize
         self.normalize_waveform = bool(normalize_waveform)
+        self.shards_by_layer = model.config.feat_extract_norm != "group"  # then it runs once a length: see `forward`
         self._config = config_fields(model)
         # Dropped layers and random masks are the pre-training's; here they would only unsettle what is heard.
         model.config.layerdrop, model.config.apply_spec_augment = 0.0, False
