@@ -2,28 +2,42 @@
 
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Literal
 from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
 
 from lit_spectron.errors import UserError
+from lit_spectron.files import appearing_whole, make_folder
+from lit_spectron.shards import is_sharded, read_shards
 
 
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """A checkpoint that `fit` wrote, its tensors left on disk until they are used.
+def read_checkpoint(path: Path | str, tensors: Literal["all", "weights", "shapes"] = "weights") -> dict[str, Any]:
+    """A checkpoint that `fit` wrote: a file, its tensors left on disk until they are used, or a folder of shards.
+
+    Args:
+        path: Of the file or folder.
+        tensors: Which are read from shards: ``weights`` leaves the optimisers' out, ``shapes`` reads none.
 
     Raises:
         UserError: It is missing, damaged or not one of ours.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UserError(f"{path}: no such checkpoint")
     # Whole checkpoints are zip files; what is not one would be refused with words about mmap.
-    if not is_zipfile(path):
+    if not is_sharded(path) and not is_zipfile(path):
         raise UserError(f"{path}: not a checkpoint of lit_spectron, or damaged")
+
+    def target(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        wanted = tensors == "all" or name.startswith("weights.")
+        return torch.empty(shape, dtype=dtype, device="meta" if tensors == "shapes" else "cpu") if wanted else None
+
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if is_sharded(path):
+            checkpoint = read_shards(path, target)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         missing = {"config", "rebuild_args", "state_dict"} - set(checkpoint)
     except UnpicklingError as error:
         raise UserError(f"{path}: not a checkpoint of lit_spectron: more than tensors and plain values") from error
@@ -76,3 +90,19 @@ def rebuilt_config(checkpoint: dict[str, Any]) -> dict[str, Any]:
     for slot, arguments in checkpoint["rebuild_args"].items():
         config[slot] = {**config[slot], "init_args": {**config[slot].get("init_args", {}), **arguments}}
     return config
+
+
+def consolidate(path: Path, out: Path) -> None:
+    """Writes the one file that a folder of shards stands for, as one process would have written it.
+
+    Raises:
+        UserError: It is no folder of shards, or damaged; ``out`` is there already.
+    """
+    if Path(path).is_file():
+        raise UserError(f"--ckpt: {path}: is one file already")
+    if out.exists():
+        raise UserError(f"--out: {out}: is there already")
+    checkpoint = read_checkpoint(path, "all")
+    make_folder(out.parent)
+    with appearing_whole(out) as partial:
+        torch.save(checkpoint, partial)

@@ -6,11 +6,13 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lit_spectron.checkpoint import read_checkpoint
 from lit_spectron.files import appearing_whole
+from lit_spectron.shards import is_sharded
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the destination and renames.
+    """Writes beside the destination and renames. Reads what many processes wrote, too.
 
     Lightning's own writes to the system's temporary folder and moves from there, which on another file system is a
     copy: killed during it, `last.ckpt` would be half a file.
@@ -22,3 +24,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with appearing_whole(Path(path)) as partial:
             torch.save(checkpoint, partial)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_checkpoint(path, "all") if is_sharded(path) else super().load_checkpoint(path, *args, **kwargs)

@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "continue every prompt of a corpus, four files each",
     "prepare": "a corpus to manifests",
     "generate": "continue spoken prompts given as files or folders",
+    "consolidate": "a checkpoint that many devices wrote to one file",
     "resynthesize": "speech to log-mel and back: what a vocoder makes of real speech",
 }
 LIMITS_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(__version__)
         elif command == "generate":
             generate(rest)
+        elif command == "consolidate":
+            consolidate(rest)
         elif command == "resynthesize":
             resynthesize(rest)
         elif command == "prepare":
@@ -96,6 +99,27 @@ def generate(arguments: list[str]) -> None:
     overrides = {name: options[name] for name in names if options[name] is not None}
     pipeline = SpectronPipeline.from_checkpoint(options["ckpt"], options["device"], overrides)
     pipeline.generate_files(options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"])
+
+
+def consolidate_parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m lit_spectron consolidate",
+        description="Turns the folder that training over many devices (conf/trainer/fsdp.yaml) leaves as a checkpoint "
+        "into one file, with everything that a checkpoint of one device holds. Needs memory for all of it: 12 bytes a "
+        "trained parameter, 4 a frozen one.",
+    )
+    parser.add_argument("--ckpt", type=Path, required=True, help="folder: RUN/checkpoints/last.ckpt")
+    parser.add_argument("--out", type=Path, required=True, help="file to write; appears whole or not at all")
+    return parser
+
+
+def consolidate(arguments: list[str]) -> None:
+    """The command `consolidate`."""
+    options = consolidate_parser().parse_args(arguments)
+    from lit_spectron.checkpoint import consolidate
+
+    consolidate(options.ckpt, options.out)
+    print(options.out)
 
 
 def resynthesize_parser() -> OneLineParser:

@@ -1,6 +1,7 @@
 """Folders to write into, and files that appear whole or not at all."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,3 +46,21 @@ def appearing_whole(path: Path, writer: str = "") -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_folder(path: Path, new: Path) -> None:
+    """``new`` becomes ``path``. Killed between two renames, it leaves what was there as ``.NAME.old`` beside it."""
+    old = path.with_name(f".{path.name}.old")
+    remove(old)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, or nothing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

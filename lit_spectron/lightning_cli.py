@@ -20,8 +20,13 @@ from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
 from lit_spectron.optim import parameter_groups
 
-# Of Lightning's, about what is meant to be so: two loggers share a folder, and results go where the run is.
-HARMLESS_WARNINGS = ("Experiment logs directory", "The dirpath has changed", ".*LeafSpec")
+# About what is meant to be so: two loggers share a folder, and results go where the run is.
+HARMLESS_WARNINGS = (
+    "Experiment logs directory",
+    "The dirpath has changed",
+    ".*LeafSpec",
+    "FSDP2-wrapped module .* returned a view",  # nothing here changes one in place
+)
 
 
 LIGHTNINGS_CHECKPOINTS = ("best", "last")  # found by Lightning, in the run that goes on
@@ -63,7 +68,7 @@ class SpectronCLI(LightningCLI):
         """Parts that are in the checkpoint need neither network nor the files they were first made from."""
         if not config.ckpt_path or config.ckpt_path in LIGHTNINGS_CHECKPOINTS:
             return
-        checkpoint = read_checkpoint(config.ckpt_path)
+        checkpoint = read_checkpoint(config.ckpt_path, "shapes")
         asked = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, format="yaml"))["model"]
         for slot, arguments in checkpoint["rebuild_args"].items():
             saved, part = checkpoint["config"][slot], config.model[slot]
@@ -83,7 +88,7 @@ class SpectronCLI(LightningCLI):
         if self.subcommand != "fit" and not ckpt_path:
             raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")
         if ckpt_path and ckpt_path not in LIGHTNINGS_CHECKPOINTS:
-            checkpoint = read_checkpoint(ckpt_path)
+            checkpoint = read_checkpoint(ckpt_path, "shapes")
             refuse_other_shapes(ckpt_path, checkpoint, self.model.state_dict())
             if self.subcommand == "fit":
                 groups = parameter_groups(self.model.model, self.model.optimizer_settings)
