@@ -1,0 +1,66 @@
+"""What becomes of a training that is told to end."""
+
+import os
+import signal
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from callbacks import LastCheckpoint
+
+
+class Linear(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.told_in: int | None = None  # batch
+        self.steps = 0
+
+    def training_step(self, batch, index):
+        if index == self.told_in:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        self.steps += 1
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(module: Linear, folder: Path, start: Path | None = None) -> None:
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = L.Trainer(
+        max_steps=6,
+        accelerator="cpu",
+        default_root_dir=folder,
+        callbacks=[LastCheckpoint(every_n_train_steps=100)],
+        **quiet,
+    )
+    trainer.fit(module, DataLoader(torch.ones(6, 2, 4), batch_size=None), ckpt_path=start)
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_it_saves_has_its_job_queued_again_and_ends(tmp_path, monkeypatch, array):
+    slurm = tmp_path / "scontrol"
+    slurm.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    slurm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    if array:
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    module = Linear()
+    module.told_in = 2
+    with pytest.raises(SystemExit) as end:
+        fit(module, tmp_path)
+    assert end.value.code == 0 and module.steps == 3
+    assert (tmp_path / "asked").read_text().split() == ["requeue", "70_3" if array else "77"]
+    last = tmp_path / "checkpoints/last.ckpt"
+    state = torch.load(last, weights_only=True)
+    assert state["global_step"] == 3 and torch.equal(state["state_dict"]["layer.weight"], module.layer.weight)
+    resumed = Linear()
+    fit(resumed, tmp_path / "again", last)
+    assert resumed.steps == 3
