@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import PredictionWriter, Report
 from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse_other_shapes
@@ -19,6 +20,7 @@ from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.module import LitSpectron
 from lit_spectron.optim import parameter_groups
+from lit_spectron.strategy import FullyShardedStrategy
 
 # About what is meant to be so: two loggers share a folder, and results go where the run is.
 HARMLESS_WARNINGS = (
@@ -85,6 +87,9 @@ class SpectronCLI(LightningCLI):
         precision = str(self._get(self.config_init, "trainer").get("precision"))
         if precision.endswith("-true") and not precision.startswith(("32", "64")):
             raise UserError(f"--trainer.precision: {precision} would round the spectrograms too; use bf16-mixed")
+        strategy = self._get(self.config_init, "trainer").get("strategy")
+        if isinstance(strategy, FullyShardedStrategy) and precision not in ("bf16-mixed", "32-true", "32", "None"):
+            raise UserError(f"--trainer.precision: shared parameters can't be had in {precision}; use bf16-mixed")
         if self.subcommand != "fit" and not ckpt_path:
             raise UserError(f"--ckpt_path: {self.subcommand} needs a checkpoint")
         if ckpt_path and ckpt_path not in LIGHTNINGS_CHECKPOINTS:
@@ -97,7 +102,10 @@ class SpectronCLI(LightningCLI):
         self.datamodule.setup(self.subcommand)
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = plugins if isinstance(plugins, list) else [plugins]
-        trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        try:
+            trainer = super().instantiate_trainer(plugins=[*plugins, AtomicCheckpointIO()], **kwargs)
+        except MisconfigurationException as error:  # such as an accelerator that is not there
+            raise UserError(f"--trainer: {' '.join(str(error).split())}") from error
         if self.subcommand == "fit":
             # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen.
             trainer.loggers = [

@@ -24,6 +24,7 @@ from lit_spectron.model import DecoderFactory, EncoderFactory, SpectronModel, sp
 from lit_spectron.optim import OptimizerSettings, build_optimizer, freeze
 from lit_spectron.parallel import anywhere, checkpoint_activations, shard, stand_in
 from lit_spectron.projection import ProjectionSettings
+from lit_spectron.strategy import FullyShardedStrategy
 from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.vocoders import Vocoder
 
@@ -86,6 +87,9 @@ class LitSpectron(L.LightningModule):
         """Spreads the model over the devices where the strategy says so."""
         if self._device_mesh is None or isinstance(self.model.llm, FSDPModule):
             return
+        if not isinstance(self.trainer.strategy, FullyShardedStrategy):
+            name = f"{FullyShardedStrategy.__module__}.{FullyShardedStrategy.__name__}"
+            raise UserError(f"trainer.strategy: to share parameters, use {name} (conf/trainer/fsdp.yaml)")
         mesh, device = self._device_mesh["data_parallel"], self.trainer.strategy.root_device
         shard(self.model, mesh, device, torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None)
         self._anywhere = anywhere(mesh, device)

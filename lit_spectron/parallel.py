@@ -25,10 +25,11 @@ def layers(part: nn.Module) -> list[nn.Module]:
 
     A layer is not searched for layers of its own: it may not run all of them (experts).
     """
-    found = []
+    found: list[nn.Module] = []
     for child in part.children():
-        kinds = Counter(map(type, child)) if isinstance(child, nn.ModuleList) else Counter()
-        for module in child if kinds else [child]:
+        members = list(child) if isinstance(child, nn.ModuleList) else [child]
+        kinds = Counter(map(type, members))
+        for module in members:
             found += [module] if kinds[type(module)] > 1 else layers(module)
     return found
 
@@ -36,7 +37,7 @@ def layers(part: nn.Module) -> list[nn.Module]:
 def checkpoint_activations(model: SpectronModel) -> None:
     """Each layer of encoder and LM keeps its input only, and runs once more in the backward pass: less memory."""
     for layer in [*layers(model.encoder), *layers(model.llm)]:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def shard(model: SpectronModel, mesh: DeviceMesh, device: torch.device, precision: torch.dtype | None) -> None:

@@ -55,7 +55,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             if self.is_global_zero:
                 remove(partial)
 
-    def load_checkpoint(self, checkpoint_path: Any, **_: Any) -> dict[str, Any]:
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ARG002
         path = Path(self.broadcast(checkpoint_path))
         if not is_sharded(path):
             return read_checkpoint(path)

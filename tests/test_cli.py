@@ -27,7 +27,11 @@ CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
 WHOLE = [p for p in CONFIGS if "model" in yaml.safe_load(p.read_text(encoding="utf-8"))]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README_COMMANDS = re.findall(r"^python -m lit_spectron ((?:fit|test|predict) .*?)\s*(?:#.*)?$", README, flags=re.M)
-assert len(README_COMMANDS) >= 8
+SCALE = (ROOT / "docs/SCALE.md").read_text(encoding="utf-8")
+SCALE_COMMANDS = re.findall(
+    r"^(?:python|torchrun .*|srun python) -m lit_spectron (fit .*?)(?: \$\{.*\})?$", SCALE, flags=re.M
+)
+assert len(README_COMMANDS) >= 8 and len(SCALE_COMMANDS) == 4
 RATE = 16000
 
 
@@ -124,6 +128,11 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--data.train_cuts", "no_cuts.jsonl"], ["no_cuts.jsonl"]),
         (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
         (["--model.generation.top_p", "2"], ["top_p"]),
+        (["--trainer.accelerator", "tpu"], ["--trainer", "TPU"]),
+        (
+            ["--config", "conf/trainer/fsdp.yaml", "--trainer.precision", "16-mixed"],
+            ["--trainer.precision", "16-mixed"],
+        ),
         (["--model.llm.init_args.tokenizer", "no_tokenizer.json"], ["no_tokenizer.json"]),
         (["--model.vocoder", "conf/vocoder/hifi_gan.yaml"], ["HifiGan", "n_mels 80 / 128", "log_floor 1e-05 / 0.001"]),
     ],
@@ -154,8 +163,8 @@ def test_every_whole_config_parses(call, path):
     assert all("class_path" in config["model"][slot] for slot in ("encoder", "llm", "decoder", "vocoder"))
 
 
-@pytest.mark.parametrize("command", README_COMMANDS)
-def test_every_command_of_the_readme_parses(call, command):
+@pytest.mark.parametrize("command", [*README_COMMANDS, *SCALE_COMMANDS])
+def test_every_command_of_readme_and_scale_parses(call, command):
     code, _, err = call(*shlex.split(command), "--print_config")
     assert code == 0, err
 
@@ -385,3 +394,62 @@ def test_another_data_module_is_one_option(call, run_folder, moved_checkpoint, t
     )
     assert code == 0, err
     assert json.loads((tmp_path / "out/q.json").read_text())["reference"] == "Where?"
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory) -> Path:
+    """Two steps of the quickstart by two processes that share the model."""
+    runs = tmp_path_factory.mktemp("shared")
+    changes = {
+        "model.activation_checkpointing": "true",
+        "model.generated_utterances": 2,
+        "model.generation.max_speech_seconds": 0.2,
+        "model.generation.max_text_tokens": 2,
+        "model.statistics_batches": 2,
+        "data.batch_size": 2,
+        "trainer.precision": "bf16-mixed",
+        "trainer.max_steps": 2,
+        "trainer.log_every_n_steps": 1,
+        "trainer.val_check_interval": 2,
+        "trainer.limit_val_batches": 1,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": 2,
+        "trainer.logger.init_args.save_dir": runs,
+    }
+    overrides = [part for key, value in changes.items() for part in (f"--{key}", value)]
+    configs = ["--config", "conf/quickstart.yaml", "--config", "conf/trainer/fsdp.yaml"]
+    done = subprocess_call(["fit", *configs, *overrides])
+    assert done.returncode == 0, done.stderr[-2000:]
+    return runs / "quickstart/version_0"
+
+
+@pytest.mark.slow
+def test_what_many_devices_trained_goes_anywhere(call, shared_run, prompts, tmp_path):
+    """Two processes leave folders; one process goes on from them, decodes by them, and makes files of them."""
+    last, best = (shared_run / f"checkpoints/{name}.ckpt" for name in ("last", "best"))
+    assert last.is_dir() and best.is_dir() and len(list(last.glob("*.distcp"))) == 2
+    assert not list(shared_run.rglob(".*.part")) and not list(shared_run.rglob(".*.old"))
+    code, out, err = call("consolidate", "--ckpt", last, "--out", tmp_path / "one.ckpt")
+    assert code == 0 and out.strip() == str(tmp_path / "one.ckpt"), err
+    one = torch.load(tmp_path / "one.ckpt", weights_only=True)
+    assert one["config"]["prompt_seconds"] == 1.5 and one["rebuild_args"]["llm"]["tokenizer"]
+    assert one["state_dict"]["model.mel_frames"] > 0 and one["global_step"] == 2
+    said = []
+    for path in (last, tmp_path / "one.ckpt"):
+        pipeline = SpectronPipeline.from_checkpoint(path, "cpu")
+        pipeline.generate_files([prompts], tmp_path / path.name)
+        said.append(soundfile.read(tmp_path / path.name / "first.wav")[0])
+        arguments = ["--config", shared_run / "config.yaml", "--config", "conf/trainer/cpu.yaml", "--ckpt_path", path]
+        logger = ["--trainer.logger.init_args.save_dir", tmp_path / f"runs_{path.stem}"]
+        code, _, err = call("fit", *arguments, *logger, "--trainer.max_steps", "3", "--trainer.val_check_interval", "3")
+        assert code == 0, err
+    assert len(said[0]) and np.array_equal(*said)
+    weights = [
+        torch.load(tmp_path / f"runs_{name}/quickstart/version_0/checkpoints/last.ckpt", weights_only=True)[
+            "state_dict"
+        ]
+        for name in ("last", "one")
+    ]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert_one_line(call("consolidate", "--ckpt", tmp_path / "one.ckpt", "--out", tmp_path / "x"), "--ckpt", "one file")
+    assert_one_line(call("consolidate", "--ckpt", tmp_path / "none", "--out", tmp_path / "x"), "none")
