@@ -51,12 +51,13 @@ class Report(L.Callback):
             }
 
     def on_test_end(self, trainer, pl_module) -> None:
-        if not trainer.is_global_zero:
-            return
         for callback in trainer.callbacks:
             if isinstance(callback, FreeRunningMetric):
                 for name, row in callback.rows.items():
                     self._samples.setdefault(name, {}).update(row)
+        self._gather(trainer.world_size)
+        if not trainer.is_global_zero:
+            return
         evaluators = {
             e.name: e.version for c in trainer.callbacks if isinstance(c, FreeRunningMetric) for e in c.evaluators
         }
@@ -68,7 +69,7 @@ class Report(L.Callback):
                 if k.startswith("test/")
             },
             "by_speaker": self._by_speaker(),
-            "seconds": dict(sum(map(Counter, self._seconds), Counter())),  # of this process
+            "seconds": dict(sum(map(Counter, self._seconds), Counter())),  # of all processes
             "checkpoint": trainer.ckpt_path,
             "versions": {"lit_spectron": __version__, "torch": torch.__version__, "python": platform.python_version()},
             "evaluators": evaluators,
@@ -81,6 +82,14 @@ class Report(L.Callback):
         with appearing_whole(directory / "report.md") as path:
             path.write_text(as_markdown(report), encoding="utf-8")
         print(f"report: {directory / 'report.md'}")
+
+    def _gather(self, processes: int) -> None:
+        """What every process found."""
+        if processes > 1:
+            shares: list[Any] = [None] * processes
+            torch.distributed.all_gather_object(shares, (self._samples, [dict(s) for s in self._seconds]))
+            self._samples = {name: sample for samples, _ in shares for name, sample in samples.items()}
+            self._seconds = [seconds for _, spent in shares for seconds in spent]
 
     def _by_speaker(self) -> dict[str, dict[str, float]]:
         """Means over each speaker's utterances."""

@@ -118,7 +118,8 @@ class LitSpectron(L.LightningModule):
 
     def _losses(self, batch: SpeechBatch, stage: str) -> Tensor:
         """The total loss; logs it and every term. An empty batch has a loss of 0: other processes wait for this one."""
-        weight = len(batch)
+        # Lightning averages these weights over the processes, as integers: multiples of their number come out whole.
+        weight = len(batch) * self.trainer.world_size
         if not weight:
             batch = stand_in(self.model, batch.split, self.device)
         run_lm = stage != "train" or self.loss_weights.need_lm
