@@ -99,7 +99,9 @@ class Throughput(L.Callback):
         if self._peak and self._flops_per_position:
             flops = self._flops_per_position * positions
             values["train/model_flops_utilization"] = flops / seconds / self._peak
-        module.log_dict(values, batch_size=1)
+        for name, value in values.items():
+            shown = name in ("train/tokens_per_second", "train/peak_memory_gib")
+            module.log(name, value, batch_size=1, prog_bar=shown)
 
     @staticmethod
     def _positions(module, counts: Tensor) -> float:

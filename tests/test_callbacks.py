@@ -438,8 +438,11 @@ class Steps(L.LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
-    def log_dict(self, values, **_):
-        self.logged.append({"step": self.trainer.global_step, **values})
+    def log(self, name, value, **_):
+        step = self.trainer.global_step
+        if not self.logged or self.logged[-1]["step"] != step:
+            self.logged.append({"step": step})
+        self.logged[-1][name] = value
 
 
 def test_throughput(batch):

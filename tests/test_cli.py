@@ -31,7 +31,7 @@ SCALE = (ROOT / "docs/SCALE.md").read_text(encoding="utf-8")
 SCALE_COMMANDS = re.findall(
     r"^(?:python|torchrun .*|srun python) -m lit_spectron (fit .*?)(?: \$\{.*\})?$", SCALE, flags=re.M
 )
-assert len(README_COMMANDS) >= 8 and len(SCALE_COMMANDS) == 4
+assert len(README_COMMANDS) >= 8 and len(SCALE_COMMANDS) == 5
 RATE = 16000
 
 
@@ -128,7 +128,7 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--data.train_cuts", "no_cuts.jsonl"], ["no_cuts.jsonl"]),
         (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
         (["--model.generation.top_p", "2"], ["top_p"]),
-        (["--trainer.accelerator", "tpu"], ["--trainer", "TPU"]),
+        (["--trainer.accelerator", "cpu", "--trainer.devices", "0"], ["--trainer", "devices"]),
         (
             ["--config", "conf/trainer/fsdp.yaml", "--trainer.precision", "16-mixed"],
             ["--trainer.precision", "16-mixed"],
@@ -169,6 +169,20 @@ def test_every_command_of_readme_and_scale_parses(call, command):
     assert code == 0, err
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/trainer").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_way_of_sharing_the_work_goes_with_a_config(call, path):
+    code, out, err = call("fit", "--config", "conf/quickstart.yaml", "--config", path, "--print_config")
+    assert code == 0, err
+    wanted = yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"]
+    trainer = yaml.safe_load(out)["trainer"]
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            assert trainer[key]["class_path"] == value["class_path"]
+            assert value.get("init_args", {}).items() <= trainer[key].get("init_args", {}).items()
+        else:
+            assert trainer[key] == value
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "conf/audio").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_geometry_can_be_named(call, tmp_path, path):
     (tmp_path / "mine.yaml").write_text(f"model:\n  audio: {path}\n")
@@ -182,8 +196,9 @@ def test_every_geometry_can_be_named(call, tmp_path, path):
 def test_every_key_of_a_part_is_explained(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("# ")
-    keys = [line for line in lines if line.strip() and not line.startswith(("#", "class_path:", "init_args:"))]
-    assert [line for line in keys if " # " not in line and not line.strip().startswith("#")] == []
+    frame = ("#", "class_path:", "init_args:", "trainer:")
+    keys = [line for line in lines if line.strip() and not line.strip().startswith(frame)]
+    assert [line for line in keys if " # " not in line] == []
 
 
 @pytest.fixture(scope="module")

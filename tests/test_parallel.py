@@ -343,7 +343,7 @@ def assert_same_curve(curves: list[list[tuple[float, float]]], alone: Tensor) ->
     if len(alone) == STEPS:
         losses[1, EMPTY] = alone[EMPTY, 1, 0]  # what was logged last before
     torch.testing.assert_close(losses.T, alone[..., 0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(norms[0], alone[:, 1, 1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(norms[0], alone[:, 1, 1], atol=1e-5, rtol=5e-3)
 
 
 @pytest.mark.slow
@@ -384,7 +384,7 @@ def test_going_on_from_the_checkpoint_of_another_strategy(found):
     ):
         curve = torch.tensor(curve).unflatten(0, (-1, 2))
         torch.testing.assert_close(curve[..., 0], alone[..., 0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(curve[:, 1, 1], alone[:, 1, 1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(curve[:, 1, 1], alone[:, 1, 1], atol=1e-5, rtol=5e-3)
 
 
 @pytest.mark.slow
