@@ -5,6 +5,7 @@ than tensors and plain values: no code.
 """
 
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,11 +106,13 @@ def read_shards(
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """What went wrong itself; torch raises an account of it that is no `Exception`."""
-    try:
-        yield
-    except dcp.CheckpointException as error:
-        raise next(iter(error.failures.values()))[0] from None
+    """What went wrong itself; torch raises an account of it that is no `Exception`, and warns of one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        try:
+            yield
+        except dcp.CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from None
 
 
 def _put_back(checkpoint: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:

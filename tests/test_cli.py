@@ -452,8 +452,8 @@ def test_what_many_devices_trained_goes_anywhere(call, shared_run, prompts, tmp_
     said = []
     for path in (last, tmp_path / "one.ckpt"):
         pipeline = SpectronPipeline.from_checkpoint(path, "cpu")
-        pipeline.generate_files([prompts], tmp_path / path.name)
-        said.append(soundfile.read(tmp_path / path.name / "first.wav")[0])
+        pipeline.generate_files([prompts], tmp_path / path.stem)
+        said.append(soundfile.read(tmp_path / path.stem / "first.wav")[0])
         arguments = ["--config", shared_run / "config.yaml", "--config", "conf/trainer/cpu.yaml", "--ckpt_path", path]
         logger = ["--trainer.logger.init_args.save_dir", tmp_path / f"runs_{path.stem}"]
         code, _, err = call("fit", *arguments, *logger, "--trainer.max_steps", "3", "--trainer.val_check_interval", "3")

@@ -12,7 +12,6 @@ from lit_spectron.errors import UserError
 from lit_spectron.files import replace_folder
 from lit_spectron.shards import PLAIN_FILE, write_shards
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 MOMENTS = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2)}
 CHECKPOINT = {
     "state_dict": {"model.a.weight": torch.eye(2), "model.frames": torch.tensor(7)},
