@@ -88,6 +88,10 @@ class SpectronCLI(LightningCLI):
         if precision.endswith("-true") and not precision.startswith(("32", "64")):
             raise UserError(f"--trainer.precision: {precision} would round the spectrograms too; use bf16-mixed")
         strategy = self._get(self.config_init, "trainer").get("strategy")
+        if str(strategy).startswith(("fsdp", "deepspeed")):
+            raise UserError(
+                f"--trainer.strategy: not {strategy}; parameters are shared by --config conf/trainer/fsdp.yaml"
+            )
         if isinstance(strategy, FullyShardedStrategy) and precision not in ("bf16-mixed", "32-true", "32", "None"):
             raise UserError(f"--trainer.precision: shared parameters can't be had in {precision}; use bf16-mixed")
         if self.subcommand != "fit" and not ckpt_path:

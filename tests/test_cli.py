@@ -129,6 +129,7 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--ckpt_path", "no/such.ckpt"], ["no/such.ckpt"]),
         (["--model.generation.top_p", "2"], ["top_p"]),
         (["--trainer.accelerator", "cpu", "--trainer.devices", "0"], ["--trainer", "devices"]),
+        (["--trainer.strategy", "deepspeed_stage_3"], ["--trainer.strategy", "deepspeed_stage_3", "fsdp.yaml"]),
         (
             ["--config", "conf/trainer/fsdp.yaml", "--trainer.precision", "16-mixed"],
             ["--trainer.precision", "16-mixed"],
