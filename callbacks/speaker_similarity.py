@@ -44,7 +44,7 @@ class SpeakerSimilarity(FreeRunningMetric):
                 self.leave_out(self.name, name, "no embedding of the prompt or the continuation")
             else:
                 self.pairs.update(speaker, prompt, continuation)
-                self.rows[name][self.name] = float(prompt @ continuation)
+                self.note(self.name, name, float(prompt @ continuation))
 
 
 class EmbeddingPairs(Metric):
