@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "continue every prompt of a corpus, four files each",
     "prepare": "a corpus to manifests",
     "generate": "continue spoken prompts given as files or folders",
+    "compare": "reports of runs side by side, with intervals",
     "resynthesize": "speech to log-mel and back: what a vocoder makes of real speech",
 }
 LIMITS_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
             generate(rest)
         elif command == "resynthesize":
             resynthesize(rest)
+        elif command == "compare":
+            compare(rest)
         elif command == "prepare":
             from datamodules.prepare_cli import main as prepare
 
@@ -96,6 +99,30 @@ def generate(arguments: list[str]) -> None:
     overrides = {name: options[name] for name in names if options[name] is not None}
     pipeline = SpectronPipeline.from_checkpoint(options["ckpt"], options["device"], overrides)
     pipeline.generate_files(options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"])
+
+
+def compare_parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m lit_spectron compare",
+        description="Prints a table with a row for each run and its metrics side by side, with 95 % bootstrap "
+        "intervals over utterances, and one of the differences from the first run on the utterances that both were "
+        "judged on. The references of the first run that has any (ceiling, resynthesis, floor) are rows, too.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders after test, or their report.json"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="also write the tables to this Markdown file, and a plot (.png) beside it"
+    )
+    return parser
+
+
+def compare(arguments: list[str]) -> None:
+    """The command `compare`."""
+    options = compare_parser().parse_args(arguments)
+    from lit_spectron.compare import compare as compare_runs
+
+    compare_runs(options.runs, options.out)
 
 
 def resynthesize_parser() -> OneLineParser:

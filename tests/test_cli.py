@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import quote
 
 import lightning  # noqa: F401 - here, so that its logger does not hold on to one test's captured stderr
 import numpy as np
@@ -229,8 +230,40 @@ def test_test_writes_a_report(run_folder):
     assert {"test/loss", "test/wer_text", "test/wer_prompt", "test/stop_rate"} <= report["metrics"].keys()
     assert len(report["samples"]) == 4  # two batches of two: generated_utterances limits validation only
     assert sum(row["utterances"] for row in report["by_speaker"].values()) == 4
-    assert "test/wer_text" in (run_folder / "report.md").read_text(encoding="utf-8")
+    markdown = (run_folder / "report.md").read_text(encoding="utf-8")
+    assert "test/wer_text" in markdown and "## The worst by wer_text" in markdown
+    for name, (low, high) in report["intervals"].items():
+        pairs = np.array([row["counts"][name.removeprefix("test/")] for row in report["samples"].values()])
+        assert low <= report["metrics"][name] <= high
+        assert report["metrics"][name] == pytest.approx(pairs[:, 0].sum() / pairs[:, 1].sum(), abs=1e-6)
+    assert {"test/wer_text", "test/wer_prompt", "test/stop_rate"} <= report["intervals"].keys()
+    assert report["ranked_by"] == "wer_text" and len(report["best"]) == len(report["worst"]) == 3
+    values = [report["samples"][name]["wer_text"] for name in report["worst"] + report["best"][::-1]]
+    assert values == sorted(values, reverse=True)
+    for name, sample in ((name, report["samples"][name]) for name in report["worst"]):
+        path = run_folder / "samples" / quote(name, safe=" ")
+        samples, rate = soundfile.read(f"{path}.wav")
+        assert len(samples) / rate == pytest.approx(sample["seconds"], abs=1e-3)
+        assert len(soundfile.read(f"{path}.prompt.wav")[0]) == 1.4 * rate
     assert (run_folder / "config.yaml").read_text() == before
+
+
+@pytest.mark.slow
+def test_compare(call, run_folder, tmp_path):
+    if not (run_folder / "report.json").is_file():
+        pytest.skip("test_test_writes_a_report was not run")
+    code, out, err = call("compare", run_folder, run_folder, "--out", tmp_path / "table.md")
+    assert code == 0 and not err and out.count(f"| {run_folder} | ") == 3
+    assert (tmp_path / "table.png").is_file() and (tmp_path / "table.md").read_text(
+        encoding="utf-8"
+    ).strip() == out.strip()
+
+
+def test_mistakes_on_compares_command_line(call, tmp_path):
+    assert_one_line(call("compare", tmp_path), "report.json", "no such report")
+    (tmp_path / "report.json").write_text("{", encoding="utf-8")
+    assert_one_line(call("compare", tmp_path), "report.json", "damaged")
+    assert_one_line(call("compare"), "RUN")
 
 
 @pytest.fixture(scope="module")
