@@ -82,7 +82,8 @@ class FreeRunningMetric(L.Callback, ABC):
         self.metrics[f"{name}_left_out"].update(1.0)
         self.rows[utterance][f"{name}_left_out"] = reason
 
-    def _start(self, module: LitSpectron) -> None:
+    def start(self, module: LitSpectron) -> None:
+        """Begins anew, where the module is."""
         self.reset()
         for metric in self.metrics.values():
             # Lightning moves the module's own metrics to the device, and nobody else's.
@@ -94,10 +95,10 @@ class FreeRunningMetric(L.Callback, ABC):
         module.log_dict(values, prog_bar=stage == "val")
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._start(pl_module)
+        self.start(pl_module)
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
-        self._start(pl_module)
+        self.start(pl_module)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if outputs is not None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from callbacks.base import FreeRunningMetric, gathered
 from callbacks.evidence import Evidence, shared_evidence
+from callbacks.references import References
 from lit_spectron import __version__
 from lit_spectron.bootstrap import intervals
 from lit_spectron.errors import UserError
@@ -101,7 +102,14 @@ class Report(L.Callback):
             for name, found in metric.rows.items():
                 self._samples.setdefault(name, {}).update(found)
         samples = _merged(gathered(self._samples))
-        counts = joined_counts(metrics)
+        values = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
+        counts = joined_counts(metrics, values)
+        references = {
+            row: (callback.values[row], joined_counts(judges, callback.values[row]))
+            for callback in trainer.callbacks
+            if isinstance(callback, References)
+            for row, judges in callback.metrics.items()
+        }
         sounds = _merged(gathered(self._sounds))
         seconds = sum((Counter(found) for process in gathered(self._seconds) for found in process), Counter[str]())
         if not trainer.is_global_zero:
@@ -117,9 +125,9 @@ class Report(L.Callback):
             for sound, suffix in zip(sounds[name], ("prompt.wav", "wav"), strict=True):
                 with appearing_whole(directory / "samples" / f"{file_name(name)}.{suffix}") as path:
                     soundfile.write(path, sound, rate, format="WAV")
-        values = {k: v for k, v in trainer.callback_metrics.items() if k.startswith("test/")}
         report = {
             **figures(values, counts),
+            "references": {row: {**figures(*found), "counts": found[1]} for row, found in references.items()},
             "by_speaker": by_speaker(samples),
             "ranked_by": self._ranked_by,
             "best": best,
@@ -147,17 +155,25 @@ def _merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return dict(sorted((name, value) for part in parts for name, value in part.items()))
 
 
-def joined_counts(metrics: list[FreeRunningMetric]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of each utterance, numerators and denominators by all metrics of all processes, so that each has to ask."""
+def joined_counts(
+    metrics: list[FreeRunningMetric], found: Mapping[str, Any]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of each utterance, numerators and denominators of what was found (``test/NAME``), by the metrics of all
+    processes, so that each of them has to ask."""
     mine: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
     for metric in metrics:
         for name, row in metric.counts.items():
-            mine[name] |= row
+            mine[name] |= {k: pair for k, pair in row.items() if f"test/{k}" in found}
     return _merged(gathered(dict(mine)))
 
 
 def figures(found: Mapping[str, Tensor], counts: dict[str, dict[str, tuple[float, float]]]) -> dict[str, Any]:
-    """Metrics and their intervals; NaN is no JSON, and stands for a metric that had nothing to count."""
+    """Metrics and their intervals; NaN is no JSON, and stands for a metric that had nothing to count.
+
+    Args:
+        found: Metrics by name, ``test/`` before it.
+        counts: Of each utterance, numerator and denominator of each metric, by its bare name.
+    """
     return {
         "metrics": {k: float(v) if v.isfinite() else None for k, v in sorted(found.items())},
         "intervals": {f"test/{name}": bounds for name, bounds in intervals(counts).items() if f"test/{name}" in found},
@@ -184,18 +200,31 @@ def file_name(utterance: str) -> str:
 def as_markdown(report: dict[str, Any]) -> str:
     """A report as tables."""
     lines = ["# Test report", "", f"Checkpoint: `{report['checkpoint']}`", ""]
-    intervals_found = report.get("intervals", {})
+    columns = {"model": report, **report.get("references", {})}
+    names = dict.fromkeys(name for column in columns.values() for name in column["metrics"])
     lines += markdown_table(
-        ["metric", "value [95 % interval]"],
-        ([name, with_interval(value, intervals_found.get(name))] for name, value in report["metrics"].items()),
+        ["metric", *columns],
+        (
+            [
+                name,
+                *(
+                    with_interval(column["metrics"][name], column.get("intervals", {}).get(name))
+                    if name in column["metrics"]
+                    else ""
+                    for column in columns.values()
+                ),
+            ]
+            for name in names
+        ),
     )
+    lines += ["", "In brackets: 95 % bootstrap intervals over utterances."]
     if report["by_speaker"]:
-        names = list(dict.fromkeys(k for row in report["by_speaker"].values() for k in row))
+        shown = list(dict.fromkeys(k for row in report["by_speaker"].values() for k in row))
         lines += ["", "## By speaker", ""]
         lines += markdown_table(
-            ["speaker", *names],
+            ["speaker", *shown],
             (
-                [who, *(str(row[n]) if n == "utterances" else f"{row[n]:.4f}" if n in row else "" for n in names)]
+                [who, *(str(row[n]) if n == "utterances" else f"{row[n]:.4f}" if n in row else "" for n in shown)]
                 for who, row in report["by_speaker"].items()
             ),
         )
