@@ -22,7 +22,7 @@ LAYERS = [
     {"model"},
     {"generation"},
     {"module", "pipeline", "resynthesis"},
-    {"lightning_cli"},
+    {"lightning_cli", "pairs"},
     {"cli"},
     {"__main__"},
 ]
