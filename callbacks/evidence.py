@@ -17,6 +17,7 @@ from lit_spectron.evaluators import (
     QualityPredictor,
     SpeakerEmbedder,
     SpeechRecognizer,
+    TextAnswerer,
     TextScore,
     TextScorer,
     Transcript,
@@ -112,6 +113,12 @@ class Evidence:
             lambda texts, _, device: scorer.score(texts, device),
             lambda: [transcript.text if transcript else "" for transcript in self.transcripts(recognizer)],
             recognizer,
+        )
+
+    def answers(self, answerer: TextAnswerer) -> list[str | None]:
+        """To the utterances' texts, which are taken for questions."""
+        return self._judged(
+            "question", answerer, lambda texts, _, device: answerer.answer(texts, device), lambda: self.batch.text
         )
 
     def _judged(

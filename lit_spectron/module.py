@@ -158,10 +158,12 @@ class LitSpectron(L.LightningModule):
         self._generated = 0
 
     def _evaluation_step(self, batch: SpeechBatch, stage: str) -> Generation | None:
-        """Teacher-forced losses and free-running decoding; in validation of ``generated_utterances``."""
+        """Teacher-forced losses, where there is a true continuation, and free-running decoding; in validation of
+        ``generated_utterances``."""
         if not len(batch):
             return None
-        self._losses(batch, stage)
+        if bool((batch.lengths > batch.prompt_samples).all()):
+            self._losses(batch, stage)
         if stage == "val" and 0 <= self.generated_utterances <= self._generated:
             return None
         self._generated += len(batch)
