@@ -25,7 +25,7 @@ from lit_spectron.pipeline import SpectronPipeline
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
-WHOLE = [p for p in CONFIGS if "model" in yaml.safe_load(p.read_text(encoding="utf-8"))]
+WHOLE = [p for p in CONFIGS if "encoder" in yaml.safe_load(p.read_text(encoding="utf-8")).get("model", {})]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README_COMMANDS = re.findall(r"^python -m lit_spectron ((?:fit|test|predict) .*?)\s*(?:#.*)?$", README, flags=re.M)
 assert len(README_COMMANDS) >= 8
@@ -153,6 +153,26 @@ def test_every_whole_config_parses(call, path):
     assert code == 0, err
     config = yaml.safe_load(out)
     assert all("class_path" in config["model"][slot] for slot in ("encoder", "llm", "decoder", "vocoder"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/eval").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_protocol_goes_with_a_config(call, path):
+    config = ("--config", "conf/smollm2_whisper.yaml", "--config", path.relative_to(ROOT))
+    code, out, err = call("test", *config, "--print_config")
+    assert code == 0, err
+    asked, found = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(out)
+    assert [c["class_path"] for c in found["trainer"]["callbacks"]] == [
+        c["class_path"] for c in asked["trainer"]["callbacks"]
+    ]
+    if "model" in asked:
+        assert asked["model"]["generation"].items() <= found["model"]["generation"].items()
+    if isinstance(asked["data"], dict):
+        assert asked["data"].items() <= found["data"]["init_args"].items()
+        assert (ROOT / asked["data"]["test_ids"]).is_file()
+    else:
+        assert found["data"]["class_path"] == "datamodules.SpokenQADataModule"
+        answerer = found["trainer"]["callbacks"][1]["init_args"]["llm_alone"]
+        assert answerer["init_args"]["source"] == found["model"]["llm"]["init_args"]["source"]
 
 
 @pytest.mark.parametrize("command", README_COMMANDS)
