@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,12 @@ class SpokenQADataModule(L.LightningDataModule):
         audio_column: With the audio file.
         batch_size: Questions a batch.
         workers: Loader processes; 0 reads in the main process.
+
+    Attributes:
+        has_continuations: Whether there is anything after the prompts to take a loss of.
     """
+
+    has_continuations = False
 
     def __init__(
         self,
@@ -130,6 +136,9 @@ class SpokenQADataModule(L.LightningDataModule):
                 f"{self.table}: questions have no continuation to {stage} with; they are for test and predict"
             )
         rows = read_questions(self.table, *self.columns)
+        uses = Counter(Path(name).with_suffix("") for _, _, name in rows)
+        if repeated := [name for name, count in uses.items() if count > 1]:
+            raise UserError(f"{self.table}: audio {repeated[0]} belongs to more than one question")
         there = [(self.audio_root / name).is_file() for _, _, name in rows]
         self.rows = [row for row, found in zip(rows, there, strict=True) if found]
         self.without_audio = [row[2] for row, found in zip(rows, there, strict=True) if not found]

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import PredictionWriter, Report
 from lit_spectron.checkpoint import read_checkpoint, refuse_other_shapes
@@ -133,3 +134,5 @@ def run(arguments: list[str]) -> None:
         )
     except ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {' '.join(str(error).split())}") from error

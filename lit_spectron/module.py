@@ -162,7 +162,8 @@ class LitSpectron(L.LightningModule):
         ``generated_utterances``."""
         if not len(batch):
             return None
-        if bool((batch.lengths > batch.prompt_samples).all()):
+        # By the data module, so that every process knows, also one whose batch is empty.
+        if getattr(self.trainer.datamodule, "has_continuations", True):  # type: ignore[attr-defined]
             self._losses(batch, stage)
         if stage == "val" and 0 <= self.generated_utterances <= self._generated:
             return None

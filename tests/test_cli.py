@@ -117,6 +117,7 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--model.audio.n_mels", "0"], ["n_mels"]),
         (["--model.encoder.class_path", "lit_spectron.encoders.Nothing"], ["Nothing"]),
         (["--config", "conf/nowhere.yaml"], ["conf/nowhere.yaml"]),
+        (["--config", "conf/eval/llama_questions.yaml"], ["model.llm.init_args.source", "llm_alone"]),
         (["--data.rot", "no/such/corpus"], ["rot"]),
         (["--data.batch_size", "0"], ["data.batch_size", "got 0"]),
         (["--data.prompt_split", "pause"], ["data.max_prompt_seconds", "pause needs it"]),

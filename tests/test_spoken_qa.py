@@ -21,11 +21,10 @@ SAMPLE = Path(__file__).parents[2] / "shared/data/llama_questions_sample"
 @pytest.fixture
 def questions(corpus) -> Path:
     table = corpus / "questions.tsv"
-    audio = "small/s1/book/book_0000.wav"
     rows = [
         "Questions\tAnswer\tWav Filename",
-        f"Where?\tCôte\t{audio}",
-        f'Who?\t["a", "b"]\t{audio}',
+        "Where?\tCôte\tsmall/s1/book/book_0000.wav",
+        'Who?\t["a", "b"]\tsmall/s0/book/book_0000.flac',
         "When?\tnow\tgone.wav",
     ]
     table.write_bytes("\r\n".join(rows).encode())
@@ -39,12 +38,12 @@ def test_spoken_questions(questions):
     assert batch.text == ["Where?", "Who?"] and batch.answers == [["Côte"], ["a", "b"]] and batch.split == "predict"
     assert batch.prompt_text == batch.text  # all that is said is the question
     assert batch.lengths.tolist() == batch.prompt_samples.tolist() == [6 * RATE] * 2
-    assert module.without_audio == ["gone.wav"] and batch.ids == ["small/s1/book/book_0000"] * 2
+    assert module.without_audio == ["gone.wav"] and batch.ids == [f"small/s{n}/book/book_0000" for n in (1, 0)]
     (questions.parent / "small/s1/book/book_0000.wav").write_bytes(b"no sound")
     (batch,) = module.predict_dataloader()
     with pytest.warns(UserWarning, match="question small/s1/book/book_0000 left out: .*unreadable"):
         module.on_after_batch_transfer(batch, 0)
-    assert len(batch) == 0
+    assert batch.text == ["Who?"]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +62,9 @@ def test_bad_tables_of_questions_are_named(questions, change, message):
         questions.write_bytes(whole + b"\r\n" + row)
         with pytest.raises(UserError, match=r"questions\.tsv:5"):
             SpokenQADataModule(str(questions)).setup("predict")
+    questions.write_bytes(whole + b"\r\nWhy?\tx\tgone.mp3")
+    with pytest.raises(UserError, match="audio gone belongs to more than one question"):
+        SpokenQADataModule(str(questions)).setup("predict")
     questions.write_bytes(whole + b"\r\nWh\xe9?\tx\tx.wav")
     with pytest.raises(UserError, match="UTF-8"):
         SpokenQADataModule(str(questions)).setup("predict")
