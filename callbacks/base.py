@@ -4,6 +4,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import copy, deepcopy
 from typing import Any, TypeVar
 
 import lightning as L
@@ -65,6 +66,13 @@ class FreeRunningMetric(L.Callback, ABC):
         self.counts.clear()
         for metric in self.metrics.values():
             metric.reset()
+
+    def fresh(self) -> "FreeRunningMetric":
+        """The same judges, with nothing added."""
+        other = copy(self)  # not deep: Lightning hangs the trainer, and so the model, on callbacks
+        other.metrics, other.rows, other.counts = deepcopy(self.metrics), defaultdict(dict), defaultdict(dict)
+        other.reset()
+        return other
 
     def add(self, name: str, utterance: str, numerator: float, denominator: float = 1.0) -> None:
         """Adds one utterance to the `Ratio` of this name, and to its row if there is anything to count."""

@@ -1,7 +1,6 @@
 """What the model's figures lie between: real speech, the vocoder's copy of it, and another reader at random."""
 
 import random
-from copy import deepcopy
 from dataclasses import replace
 from typing import Literal
 
@@ -46,7 +45,9 @@ class References(L.Callback):
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
         own = [callback for callback in trainer.callbacks if isinstance(callback, FreeRunningMetric)]
-        self.metrics: dict[str, list[FreeRunningMetric]] = {row: deepcopy(own) for row in self.rows}
+        self.metrics: dict[str, list[FreeRunningMetric]] = {
+            row: [metric.fresh() for metric in own] for row in self.rows
+        }
         for metrics in self.metrics.values():
             for metric in metrics:
                 metric.start(pl_module)
