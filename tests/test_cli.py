@@ -345,6 +345,18 @@ def test_generate(moved_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_pairs(call, moved_checkpoint, prompts):
+    (prompts / "pairs.tsv").write_text("better\tworse\nfirst.wav\tdeep/second.flac\n", encoding="utf-8")
+    options = ("--ckpt", moved_checkpoint, "--device", "cpu", "--out", prompts / "scores.tsv")
+    code, out, err = call("pairs", prompts / "pairs.tsv", *options, "--by", "spectrogram", "--prompt_seconds", 1.4)
+    assert code == 0 and out.startswith("accuracy by spectrogram: ") and out.endswith("of 1 pairs\n"), err
+    assert len((prompts / "scores.tsv").read_text(encoding="utf-8").splitlines()) == 2
+    assert_one_line(call("pairs", prompts / "gone.tsv", *options), "gone.tsv")
+    assert_one_line(call("pairs", prompts / "pairs.tsv", *options, "--by", "spectrogram"), "--prompt_seconds")
+    assert_one_line(call("pairs", prompts / "pairs.tsv", *options, "--by", "loudness"), "loudness", "--help")
+
+
+@pytest.mark.slow
 def test_generate_one_by_one_is_together(moved_checkpoint, prompts):
     pipeline = SpectronPipeline.from_checkpoint(moved_checkpoint, "cpu")
     pipeline.generate_files([prompts], prompts.parent / "together", batch_size=8)

@@ -164,7 +164,7 @@ def test_references_lie_in_order():
     references = References()
     module = SimpleNamespace(
         model=SimpleNamespace(audio=audio, log_mel=LogMelSpectrogram(audio)),
-        vocoder=GriffinLim(audio, iterations=1),  # with 32, copies are recognised as well as recordings
+        vocoder=GriffinLim(audio, iterations=0),  # with 32, copies are recognised as well as recordings
         device=torch.device("cpu"),
     )
     trainer = SimpleNamespace(callbacks=metrics, datamodule=data)
@@ -178,7 +178,6 @@ def test_references_lie_in_order():
     ceiling, resynthesis, floor = (references.values[row] for row in ("ceiling", "resynthesis", "floor"))
     errors = [float(row["test/wer_speech"]) for row in (ceiling, resynthesis, floor)]
     voices = [float(row["test/speaker_similarity"]) for row in (ceiling, resynthesis, floor)]
-    print(errors, voices)
     assert errors[0] < errors[1] < errors[2] and errors[0] < 0.15 and errors[2] > 0.8
     assert min(voices[:2]) > voices[2] + 0.1
     assert float(ceiling["test/speaker_similarity_mismatched"]) == pytest.approx(voices[2], abs=0.1)
