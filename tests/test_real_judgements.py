@@ -179,5 +179,5 @@ def test_references_lie_in_order():
     errors = [float(row["test/wer_speech"]) for row in (ceiling, resynthesis, floor)]
     voices = [float(row["test/speaker_similarity"]) for row in (ceiling, resynthesis, floor)]
     assert errors[0] < errors[1] < errors[2] and errors[0] < 0.15 and errors[2] > 0.8
-    assert min(voices[:2]) > voices[2] + 0.1
+    assert voices[0] > voices[1] > voices[2] and voices[0] > voices[2] + 0.2
     assert float(ceiling["test/speaker_similarity_mismatched"]) == pytest.approx(voices[2], abs=0.1)
