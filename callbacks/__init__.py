@@ -4,6 +4,7 @@ from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.log_perplexity import LogPerplexity
 from callbacks.mean_opinion_score import MeanOpinionScore
 from callbacks.prediction_writer import PredictionWriter
+from callbacks.references import References
 from callbacks.report import Report
 from callbacks.sample_logger import SampleLogger
 from callbacks.speaker_similarity import SpeakerSimilarity
@@ -18,6 +19,7 @@ __all__ = [
     "LogPerplexity",
     "MeanOpinionScore",
     "PredictionWriter",
+    "References",
     "Report",
     "SampleLogger",
     "SpeakerSimilarity",

@@ -4,6 +4,8 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable
+from copy import copy, deepcopy
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -13,6 +15,8 @@ from torchmetrics import Metric
 from callbacks.evidence import Evidence, shared_evidence
 from lit_spectron.evaluators import Evaluator
 from lit_spectron.module import LitSpectron
+
+Item = TypeVar("Item")
 
 
 class FreeRunningMetric(L.Callback, ABC):
@@ -28,11 +32,13 @@ class FreeRunningMetric(L.Callback, ABC):
     Attributes:
         metrics: Accumulators by name.
         rows: What was found for each utterance, by its id, since the stage began (this process's share).
+        counts: Of the same, numerators and denominators: each metric is the sum of ones over the sum of the others.
     """
 
     def __init__(self) -> None:
         self.metrics: dict[str, Metric] = {}
         self.rows: dict[str, dict[str, float | str]] = defaultdict(dict)
+        self.counts: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
 
     @property
     def evaluators(self) -> list[Evaluator]:
@@ -57,21 +63,35 @@ class FreeRunningMetric(L.Callback, ABC):
 
     def reset(self) -> None:
         self.rows.clear()
+        self.counts.clear()
         for metric in self.metrics.values():
             metric.reset()
+
+    def fresh(self) -> "FreeRunningMetric":
+        """The same judges, with nothing added."""
+        other = copy(self)  # not deep: Lightning hangs the trainer, and so the model, on callbacks
+        other.metrics, other.rows, other.counts = deepcopy(self.metrics), defaultdict(dict), defaultdict(dict)
+        other.reset()
+        return other
 
     def add(self, name: str, utterance: str, numerator: float, denominator: float = 1.0) -> None:
         """Adds one utterance to the `Ratio` of this name, and to its row if there is anything to count."""
         self.metrics[name].update(numerator, denominator)
+        self.note(name, utterance, numerator, denominator)
+
+    def note(self, name: str, utterance: str, numerator: float, denominator: float = 1.0) -> None:
+        """Writes one utterance's share in the metric of this name into its row, if there is anything to count."""
         if numerator or denominator:
             self.rows[utterance][name] = numerator / max(1.0, denominator)
+            self.counts[utterance][name] = (float(numerator), float(denominator))
 
     def leave_out(self, name: str, utterance: str, reason: str) -> None:
         """Counts an utterance that ``name`` could not be had of."""
         self.metrics[f"{name}_left_out"].update(1.0)
         self.rows[utterance][f"{name}_left_out"] = reason
 
-    def _start(self, module: LitSpectron) -> None:
+    def start(self, module: LitSpectron) -> None:
+        """Begins anew, where the module is."""
         self.reset()
         for metric in self.metrics.values():
             # Lightning moves the module's own metrics to the device, and nobody else's.
@@ -83,10 +103,10 @@ class FreeRunningMetric(L.Callback, ABC):
         module.log_dict(values, prog_bar=stage == "val")
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._start(pl_module)
+        self.start(pl_module)
 
     def on_test_epoch_start(self, trainer, pl_module) -> None:
-        self._start(pl_module)
+        self.start(pl_module)
 
     def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
         if outputs is not None:
@@ -99,6 +119,15 @@ class FreeRunningMetric(L.Callback, ABC):
 
     def on_test_epoch_end(self, trainer, pl_module) -> None:
         self._finish(pl_module, "test")
+
+
+def gathered(mine: Item) -> list[Item]:
+    """What each process holds, in all of them, so that every one of them has to ask."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [mine]
+    everyones: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyones, mine)
+    return everyones
 
 
 def _named(name: str, value: Tensor | dict[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

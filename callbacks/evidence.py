@@ -17,6 +17,7 @@ from lit_spectron.evaluators import (
     QualityPredictor,
     SpeakerEmbedder,
     SpeechRecognizer,
+    TextAnswerer,
     TextScore,
     TextScorer,
     Transcript,
@@ -37,18 +38,32 @@ class Evidence:
         batch: Whose prompts were continued.
         generation: How.
         vocoder: Of the model's geometry.
+        continuations: Waveforms (T,) to be judged instead of what the vocoder makes of the generation.
 
     Attributes:
         seconds: Spent so far: by the vocoder, and by each evaluator's name, its loading left out.
     """
 
-    def __init__(self, batch: SpeechBatch, generation: Generation, vocoder: Vocoder):
+    def __init__(
+        self,
+        batch: SpeechBatch,
+        generation: Generation,
+        vocoder: Vocoder,
+        continuations: list[np.ndarray] | None = None,
+    ):
         self.batch = batch
         self.generation = generation
         self.vocoder = vocoder
         self.audio = vocoder.audio
         self.seconds: dict[str, float] = defaultdict(float)
         self._found: dict[tuple[str, Evaluator, Evaluator | None], list[Any]] = {}
+        self._found_of_prompts: dict[tuple[str, Evaluator, Evaluator | None], list[Any]] = {}
+        if continuations is not None:
+            self.continuations = continuations
+
+    def share_prompts(self, other: "Evidence") -> None:
+        """What is found of the prompts of the same batch holds for both from now on."""
+        self._found_of_prompts = other._found_of_prompts
 
     @cached_property
     def prompts(self) -> list[np.ndarray]:
@@ -100,6 +115,12 @@ class Evidence:
             recognizer,
         )
 
+    def answers(self, answerer: TextAnswerer) -> list[str | None]:
+        """To the utterances' texts, which are taken for questions."""
+        return self._judged(
+            "question", answerer, lambda texts, _, device: answerer.answer(texts, device), lambda: self.batch.text
+        )
+
     def _judged(
         self,
         subject: str,
@@ -110,7 +131,8 @@ class Evidence:
     ) -> list[Any]:
         """What ``judge`` says of the items. ``upon``: the evaluator that they come from."""
         key = (subject, evaluator, upon)
-        if key not in self._found:
+        known = self._found_of_prompts if subject == "prompt" else self._found
+        if key not in known:
             items, device = find_items(), self.batch.waveform.device
             evaluator.loaded(device)
 
@@ -119,15 +141,15 @@ class Evidence:
 
             with self._clock(evaluator.name):
                 try:
-                    self._found[key] = ask(items)
+                    known[key] = ask(items)
                 except UserError:
                     raise
                 except Exception:  # whatever a network meets in one sample, the others are worth asking about
-                    self._found[key] = [
+                    known[key] = [
                         self._alone(ask, item, f"{evaluator.name} fails on the {subject} of {name}")
                         for item, name in zip(items, self.batch.ids, strict=True)
                     ]
-        return self._found[key]
+        return known[key]
 
     @staticmethod
     def _alone(ask: Callable[[list[Any]], list[Any]], item: Any, complaint: str) -> Any:

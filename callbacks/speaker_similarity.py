@@ -33,8 +33,8 @@ class SpeakerSimilarity(FreeRunningMetric):
         super().__init__()
         self.embedder = embedder
         self.name = f"speaker_similarity{suffix}"
-        self.pairs = EmbeddingPairs(self.name, f"speaker_similarity_mismatched{suffix}")
-        self.metrics = {self.name: self.pairs, f"{self.name}_left_out": SumMetric()}
+        pairs = EmbeddingPairs(self.name, f"speaker_similarity_mismatched{suffix}")
+        self.metrics = {self.name: pairs, f"{self.name}_left_out": SumMetric()}
 
     def update(self, evidence: Evidence) -> None:
         batch = evidence.batch
@@ -43,8 +43,8 @@ class SpeakerSimilarity(FreeRunningMetric):
             if prompt is None or continuation is None:
                 self.leave_out(self.name, name, "no embedding of the prompt or the continuation")
             else:
-                self.pairs.update(speaker, prompt, continuation)
-                self.rows[name][self.name] = float(prompt @ continuation)
+                self.metrics[self.name].update(speaker, prompt, continuation)
+                self.note(self.name, name, float(prompt @ continuation))
 
 
 class EmbeddingPairs(Metric):
@@ -61,24 +61,24 @@ class EmbeddingPairs(Metric):
     def __init__(self, matched: str, mismatched: str) -> None:
         super().__init__()
         self.names = (matched, mismatched)
-        # One flat list of numbers: a process without any then still has something of the right kind to give.
-        self.set_dtype(torch.float64)
+        # One flat list of float32: a process without any gives an empty one, which torchmetrics makes of that kind.
         self.add_state("numbers", [], dist_reduce_fx="cat")
         self.add_state("width", torch.zeros((), dtype=torch.long), dist_reduce_fx="max")
 
     def update(self, speaker: str, prompt: Tensor, continuation: Tensor) -> None:
         """One utterance: embeddings (E,) of unit length."""
-        key = int.from_bytes(hashlib.sha256(speaker.encode()).digest()[:6])  # 48 bits are exact in float64
-        row = torch.cat([torch.tensor([key]), prompt, continuation]).to(self.device, torch.float64)
+        digest = hashlib.sha256(speaker.encode()).digest()
+        key = torch.tensor([int.from_bytes(digest[:3]), int.from_bytes(digest[3:6])])  # 24 bits are exact in float32
+        row = torch.cat([key.float(), prompt.float().cpu(), continuation.float().cpu()]).to(self.device)
         self.numbers.append(row)
         self.width.fill_(len(row))
 
     def compute(self) -> dict[str, Tensor]:
         if not self.width:
             return dict.fromkeys(self.names, torch.tensor(torch.nan, device=self.device))
-        speakers, embeddings = dim_zero_cat(self.numbers).view(-1, int(self.width)).tensor_split([1], dim=1)
-        prompts, continuations = embeddings.chunk(2, dim=1)
-        _, speaker = speakers[:, 0].unique(return_inverse=True)
+        speakers, embeddings = dim_zero_cat(self.numbers).view(-1, int(self.width)).tensor_split([2], dim=1)
+        prompts, continuations = embeddings.double().chunk(2, dim=1)
+        _, speaker = speakers.unique(dim=0, return_inverse=True)
         # The sum of cosines is the cosine with the sum.
         sums = continuations.new_zeros(int(speaker.max()) + 1, continuations.shape[1])
         others = continuations.sum(0) - sums.index_add(0, speaker, continuations)[speaker]

@@ -34,6 +34,8 @@ class LibriLightDataModule(L.LightningDataModule):
             (``.jsonl``, ``.jsonl.gz``). A list mixes corpora. None of them may be there twice, or in another split.
         val_cuts: The same for validation; null splits speakers off ``train_cuts``.
         test_cuts: The same for test and predict; null splits speakers off ``train_cuts``.
+        test_ids: Text file with the ids of the utterances that test and predict take, in this order, one a line; null
+            for the whole split.
         train_shares: Of each of several ``train_cuts`` in an epoch, in utterances, up to a common factor; an epoch ends
             when one is used up. Null takes all of each.
         val_share: Share of speakers that validation takes where ``val_cuts`` is null.
@@ -66,6 +68,7 @@ class LibriLightDataModule(L.LightningDataModule):
         train_cuts: str | list[str] | None = None,
         val_cuts: str | None = None,
         test_cuts: str | None = None,
+        test_ids: str | None = None,
         train_shares: list[float] | None = None,
         val_share: float = 0.05,
         test_share: float = 0.05,
@@ -125,6 +128,7 @@ class LibriLightDataModule(L.LightningDataModule):
                     raise UserError(f"data.{split}_cuts: {name} is in data.train_cuts already")
                 if split == "train":
                     taken.add(place)
+        self.test_ids = Path(test_ids) if test_ids else None
         self.train_shares = train_shares
         self.val_share = val_share
         self.test_share = test_share
@@ -155,6 +159,8 @@ class LibriLightDataModule(L.LightningDataModule):
 
     def _set_up_split(self, split: str) -> None:
         corpora = self._read_split(split)
+        if self.test_ids and split in ("test", "predict"):
+            corpora = [select_ids(concatenate(corpora), self.test_ids)]
         self._counts[split] = sum(map(len, corpora))
         self._skipped[split] = Counter()
         usable = []
@@ -256,6 +262,23 @@ class LibriLightDataModule(L.LightningDataModule):
                 self._note_skipped(batch.split, reason, 1, name)
         return batch
 
+    def continuation_by_another(self, split: str, name: str, sample_rate_hz: int) -> np.ndarray:
+        """The continuation (T,) of the next readable utterance by another speaker than that of ``name``: next in the
+        manifest, whichever process asks and however batches are made.
+
+        Raises:
+            UserError: There is none.
+        """
+        manifest = self.manifests[split]
+        dataset = UtteranceDataset(manifest, sample_rate_hz, self.prompt)
+        speakers, (place,) = manifest.names("speaker")[0], manifest.places([name])
+        for index in np.roll(np.arange(len(manifest)), -place).tolist():
+            if speakers[index] != speakers[place]:
+                item = dataset[(index, 0)]
+                if item.waveform is not None:
+                    return item.waveform[round(item.prompt_seconds * sample_rate_hz) :].numpy()
+        raise UserError(f"{self.root}: split {split} holds no utterance by another speaker than that of {name}")
+
     def _loader(self, split: str, shuffle: bool) -> DataLoader:
         if self.trainer is None:
             raise RuntimeError("the data module takes tokenizer and rate from the model of its trainer")
@@ -311,6 +334,29 @@ class LibriLightDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         return self._loader("predict", shuffle=False)
+
+
+def select_ids(manifest: Manifest, path: Path) -> Manifest:
+    """The utterances that a file names, one id a line, in its order.
+
+    Raises:
+        UserError: There is no such file, it is no text, an id stands in it twice, or is not in the manifest.
+    """
+    try:
+        ids = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.test_ids: {path}: can't be read as text: {error}") from error
+    ids = [name for line in ids if (name := line.strip())]
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise UserError(f"data.test_ids: {path}: holds {repeated[0]} more than once")
+    places = manifest.places(ids)
+    missing = [name for name, place in zip(ids, places.tolist(), strict=True) if place < 0]
+    if missing or not ids:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        what = f"{missing[0]}{more} in {manifest.root}" if ids else "ids: the file is empty"
+        raise UserError(f"data.test_ids: {path}: no {what}")
+    return manifest.select(places)
 
 
 def tokens_per_byte(manifest: Manifest, encode: Callable[[str], Sequence[int]]) -> float:

@@ -155,6 +155,11 @@ class Manifest(Sequence[Utterance]):
         """(N,) lengths of the transcripts in UTF-8."""
         return self._selected(pc.binary_length(self.table["text"]).to_numpy())
 
+    def places(self, ids: Sequence[str]) -> np.ndarray:
+        """(N,) where the utterances of these ids stand, -1 for those that are not here."""
+        column = self.table["id"] if self.rows is None else self.table["id"].take(self.rows)
+        return pc.index_in(pa.array(ids, pa.string()), value_set=column).fill_null(-1).to_numpy()
+
     def names(self, name: str) -> tuple[np.ndarray, list[str]]:
         """Of ``path`` or ``speaker``: (N,) codes, and the list of names that they point into."""
         column = self.table[name].unify_dictionaries()

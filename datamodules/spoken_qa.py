@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.loading import Collate, Item
-from datamodules.manifest import Utterance
+from datamodules.manifest import Utterance, Word
 from datamodules.sampling import BatchLimits, PlannedBatchSampler
 from lit_spectron.audio_files import read_audio
 from lit_spectron.errors import UserError
@@ -90,7 +90,8 @@ class SpokenQuestions(Dataset):
     def __getitem__(self, index: int) -> Item:
         question, answers, name = self.rows[index]
         path = self.root / name
-        utterance = Utterance(_name(name), path, 0.0, 0.0, "", question)
+        heard = (Word(question, 0.0, 0.0),)  # as one: all of it is in the prompt
+        utterance = Utterance(_name(name), path, 0.0, 0.0, "", question, heard)
         try:
             waveform = torch.from_numpy(read_audio(path, self.sample_rate_hz))
         except UserError as error:
@@ -109,7 +110,12 @@ class SpokenQADataModule(L.LightningDataModule):
         audio_column: With the audio file.
         batch_size: Questions a batch.
         workers: Loader processes; 0 reads in the main process.
+
+    Attributes:
+        has_continuations: Whether there is anything after the prompts to take a loss of.
     """
+
+    has_continuations = False
 
     def __init__(
         self,
@@ -132,8 +138,10 @@ class SpokenQADataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Reads the table; what has no audio is left out, counted and named."""
-        if stage != "predict":
-            raise UserError(f"{self.table}: questions have no continuation to {stage} with; they are for predict")
+        if stage not in ("test", "predict"):
+            raise UserError(
+                f"{self.table}: questions have no continuation to {stage} with; they are for test and predict"
+            )
         rows = read_questions(self.table, *self.columns)
         there = [(self.audio_root / name).is_file() for _, _, name in rows]
         uses = Counter(_name(audio) for _, _, audio in rows)
@@ -158,7 +166,13 @@ class SpokenQADataModule(L.LightningDataModule):
             rank_zero_warn(f"{self.table}: question {name} left out: {reason}")
         return batch
 
+    def test_dataloader(self) -> DataLoader[SpeechBatch]:
+        return self._loader("test")
+
     def predict_dataloader(self) -> DataLoader[SpeechBatch]:
+        return self._loader("predict")
+
+    def _loader(self, split: str) -> DataLoader[SpeechBatch]:
         trainer: Any = self.trainer
         model = trainer.lightning_module.model
         limits = BatchLimits(self.batch_size)
@@ -168,6 +182,6 @@ class SpokenQADataModule(L.LightningDataModule):
         return DataLoader(
             SpokenQuestions(self.rows, self.audio_root, model.audio.sample_rate_hz),
             batch_sampler=sampler,
-            collate_fn=Collate("predict", model.llm.tokenizer, model.audio.sample_rate_hz),
+            collate_fn=Collate(split, model.llm.tokenizer, model.audio.sample_rate_hz),
             num_workers=self.workers,
         )

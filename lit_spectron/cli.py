@@ -17,6 +17,8 @@ COMMANDS = {
     "prepare": "a corpus to manifests",
     "generate": "continue spoken prompts given as files or folders",
     "consolidate": "a checkpoint that many devices wrote to one file",
+    "compare": "reports of runs side by side, with intervals",
+    "pairs": "which of two recordings a model finds likelier, over a table of pairs",
     "resynthesize": "speech to log-mel and back: what a vocoder makes of real speech",
 }
 LIMITS_OF_THE_MACHINE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -39,6 +41,10 @@ def main(arguments: list[str] | None = None) -> None:
             consolidate(rest)
         elif command == "resynthesize":
             resynthesize(rest)
+        elif command == "compare":
+            compare(rest)
+        elif command == "pairs":
+            pairs(rest)
         elif command == "prepare":
             from datamodules.prepare_cli import main as prepare
 
@@ -120,6 +126,65 @@ def consolidate(arguments: list[str]) -> None:
 
     consolidate(options.ckpt, options.out)
     print(options.out)
+
+
+def compare_parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m lit_spectron compare",
+        description="Prints a table with a row for each run and its metrics side by side, with 95 % bootstrap "
+        "intervals over utterances, and one of the differences from the first run on the utterances that both were "
+        "judged on. The references of the first run that has any (ceiling, resynthesis, floor) are rows, too.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders after test, or their report.json"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="also write the tables to this Markdown file, and a plot (.png) beside it"
+    )
+    return parser
+
+
+def compare(arguments: list[str]) -> None:
+    """The command `compare`."""
+    options = compare_parser().parse_args(arguments)
+    from lit_spectron.compare import compare as compare_runs
+
+    compare_runs(options.runs, options.out)
+
+
+def pairs_parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="python -m lit_spectron pairs",
+        description="Scores pairs of recordings, as those of sWUGGY, sBLIMP or StoryCloze, and prints the share whose "
+        "better one scores higher. The table is separated by tabs and has the columns better and worse: audio files, "
+        "relative to the table. What is said in them stands in better_text and worse_text; where it does not, in what "
+        "the model itself writes.",
+    )
+    parser.add_argument("table", type=Path, metavar="PAIRS.tsv", help="table of pairs")
+    parser.add_argument("--ckpt", type=Path, required=True, help="checkpoint of a run")
+    parser.add_argument(
+        "--by",
+        choices=("text", "text_per_token", "spectrogram"),
+        default="text",
+        help="log-probability of the text given the prompt, the same over its tokens, or minus the spectrogram loss of "
+        "what follows the prompt, which is no probability (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prompt_seconds", type=float, help="where to split recordings (default: all of each is the prompt)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="also write every score to this table")
+    return parser
+
+
+def pairs(arguments: list[str]) -> None:
+    """The command `pairs`."""
+    options = pairs_parser().parse_args(arguments)
+    from lit_spectron.pairs import judge_pairs
+    from lit_spectron.pipeline import SpectronPipeline
+
+    pipeline = SpectronPipeline.from_checkpoint(options.ckpt, options.device)
+    judge_pairs(pipeline, options.table, options.by, options.prompt_seconds, options.out)
 
 
 def resynthesize_parser() -> OneLineParser:

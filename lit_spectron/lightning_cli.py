@@ -13,6 +13,7 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import PredictionWriter, Report
 from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse_other_shapes
@@ -155,3 +156,5 @@ def run(arguments: list[str]) -> None:
         )
     except ArgumentError as error:
         raise UserError(" ".join(str(error).split())) from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {' '.join(str(error).split())}") from error

@@ -163,10 +163,13 @@ class LitSpectron(L.LightningModule):
         self._generated = 0
 
     def _evaluation_step(self, batch: SpeechBatch, stage: str) -> Generation | None:
-        """Teacher-forced losses and free-running decoding; in validation of ``generated_utterances``."""
+        """Teacher-forced losses, where there is a true continuation, and free-running decoding; in validation of
+        ``generated_utterances``."""
         if self._nothing_to_do(batch):
             return None
-        self._losses(batch, stage)
+        # By the data module, so that every process knows, also one whose batch is empty.
+        if getattr(self.trainer.datamodule, "has_continuations", True):  # type: ignore[attr-defined]
+            self._losses(batch, stage)
         if stage == "val" and 0 <= self.generated_utterances <= self._generated:
             return None
         self._generated += int(self.trainer.strategy.reduce(torch.tensor(len(batch)).to(self.device), reduce_op="sum"))

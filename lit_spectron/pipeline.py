@@ -1,7 +1,7 @@
 """The façade without a trainer: from a checkpoint alone to text and speech."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lit_spectron.files import make_folder
 from lit_spectron.generation import GenerationSettings, generate
 from lit_spectron.model import SpectronModel
 from lit_spectron.outputs import write_continuation
-from lit_spectron.types import Generation
+from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.vocoders import Vocoder
 
 MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention", "projection")
@@ -44,6 +44,21 @@ def build(
     }
     built = parser.instantiate_classes(parser.parse_object(wanted))
     return built.model, built.vocoder(built.model.audio), built.generation
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How well a model expects a recording; see `SpectronPipeline.log_likelihood`.
+
+    Attributes:
+        text: Log-probability, in nats, of the text and eos, given the prompt.
+        tokens: Of the text, eos counted in.
+        spectrogram: Minus the loss of the frames after the prompt; None where there are none.
+    """
+
+    text: float
+    tokens: int
+    spectrogram: float | None
 
 
 class SpectronPipeline:
@@ -101,6 +116,83 @@ class SpectronPipeline:
         sound = self.vocoder(generation.log_mel, generation.lengths).clamp(-1, 1).cpu()
         samples = self.model.audio.frames_to_samples(generation.lengths).tolist()
         return generation, [sound[i, :n] for i, n in enumerate(samples)]
+
+    def log_likelihood(
+        self,
+        waveforms: list[Tensor],
+        texts: list[str | None] | None = None,
+        prompt_seconds: float | None = None,
+    ) -> list[Likelihood]:
+        """How likely recordings are to the model, to choose between two of them.
+
+        A Spectron has a probability of texts given a spoken prompt, and none of speech: its frames are regressed. So
+        there are two scores.
+
+        ``text``: log p(text, eos | prompt), the objective's cross-entropy summed over tokens. A true log-probability
+        of the text, but of the speech only as far as it decides the text. Where no text is given it is that of what
+        the model itself writes, greedily: how sure it is of what it hears. Longer texts are less likely.
+
+        ``spectrogram``: minus the decoder's spectrogram terms (means over frames) for what follows the prompt,
+        teacher-forced, after the text. No log-probability: it has no unit, compares only within one model, and tells
+        more of the voice and the noise than of the words, since each frame is predicted from true ones. Decoders that
+        draw random numbers in it draw the same for every recording.
+
+        Each recording is scored alone, so its neighbours don't matter.
+
+        Args:
+            waveforms: (T,) in [-1, 1] at the model's rate.
+            texts: What is said in each, or None where that is not known.
+            prompt_seconds: Where to split; None to hear each as a whole, with no frames left to predict.
+
+        Raises:
+            UserError: A waveform is no longer than the prompt, or too short to be heard.
+
+        Source: of the text's score: METHOD "Objective".
+        """
+        known = texts or [None] * len(waveforms)
+        return [self._log_likelihood(w, text, prompt_seconds) for w, text in zip(waveforms, known, strict=True)]
+
+    @torch.inference_mode()
+    def _log_likelihood(self, waveform: Tensor, text: str | None, prompt_seconds: float | None) -> Likelihood:
+        model, audio = self.model, self.model.audio
+        device, tokenizer = model.mel_mean.device, model.llm.tokenizer
+        split = len(waveform) if prompt_seconds is None else audio.seconds_to_samples(prompt_seconds)
+        if split < audio.seconds_to_samples(SHORTEST_PROMPT_SECONDS):
+            raise UserError(
+                f"a prompt of {audio.samples_to_seconds(split):.2f} s; {SHORTEST_PROMPT_SECONDS} s at least"
+            )
+        if prompt_seconds is not None and len(waveform) <= split:
+            raise UserError(
+                f"a recording of {audio.samples_to_seconds(len(waveform)):.2f} s has nothing after its prompt"
+            )
+        prompt, samples = waveform[None, :split].to(device), torch.tensor([split], device=device)
+        if text is None:
+            words_only = replace(self.settings, temperature=0.0, max_speech_seconds=audio.hop_seconds)
+            (text,) = generate(model, prompt, samples, words_only).text
+        tokens = torch.tensor([tokenizer.encode(text)], dtype=torch.long, device=device)
+        # Text does not see what follows it: where nothing does, a frame of silence makes the pass complete.
+        whole = waveform if prompt_seconds is not None else torch.nn.functional.pad(waveform, (0, audio.hop_samples))
+        batch = SpeechBatch(
+            split="predict",
+            waveform=whole[None].to(device),
+            lengths=torch.tensor([len(whole)], device=device),
+            prompt_samples=samples,
+            tokens=tokens,
+            token_lengths=torch.tensor([tokens.shape[1]], device=device),
+            ids=[""],
+            speakers=[""],
+            text=[text],
+            prompt_text=[None],
+        )
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.settings.seed)
+            losses = model(batch).losses
+        frames = [value for name, value in losses.items() if name not in ("text", "stop", "letters")]
+        return Likelihood(
+            text=-float(losses["text"]) * (tokens.shape[1] + 1),
+            tokens=tokens.shape[1] + 1,
+            spectrogram=None if prompt_seconds is None else -float(torch.stack(frames).sum()),
+        )
 
     def generate_files(
         self,

@@ -15,6 +15,7 @@ from lit_spectron.evaluators import (
     QualityPredictor,
     SpeakerEmbedder,
     SpeechRecognizer,
+    TextAnswerer,
     TextScore,
     TextScorer,
     Transcript,
@@ -80,6 +81,14 @@ class LetterScorer(_Judge, TextScorer):
 
     def score(self, texts: Sequence[str], device="cpu") -> list[TextScore]:
         return [TextScore(float(len(text.replace(" ", ""))), len(text.split())) for text in texts]
+
+
+@dataclass(frozen=True)
+class EchoAnswerer(_Judge, TextAnswerer):
+    """Says the question again."""
+
+    def answer(self, questions: Sequence[str], device="cpu") -> list[str]:
+        return list(questions)
 
 
 @dataclass(frozen=True)

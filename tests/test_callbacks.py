@@ -21,6 +21,7 @@ from callbacks import (
     LogPerplexity,
     MeanOpinionScore,
     PredictionWriter,
+    References,
     SpeakerSimilarity,
     SpokenQA,
     Throughput,
@@ -28,6 +29,7 @@ from callbacks import (
 )
 from callbacks.base import FreeRunningMetric, Ratio
 from callbacks.evidence import shared_evidence
+from callbacks.references import jumble
 from callbacks.report import as_markdown
 from callbacks.spoken_qa import answer_words, is_right
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
@@ -37,6 +39,7 @@ from lit_spectron.word_errors import count_errors, english_words, match_beginnin
 from tests.judges import (
     EVENTS,
     CountingRecognizer,
+    EchoAnswerer,
     LengthRecognizer,
     LetterScorer,
     LevelPredictor,
@@ -236,6 +239,22 @@ def test_spoken_qa(evidence):
     assert metric.rows["utterance0"] == {"qa_accuracy_text": 1, "qa_accuracy_speech": 0}
 
 
+def test_knowledge_kept_is_of_what_was_known(evidence):
+    """The LLM alone, which only repeats the question, knows the first; the model, in the end, the second."""
+    evidence.batch.text, evidence.generation.text = ["Is it red?", "Who?"], ["is it red no", "who bob"]
+    evidence.batch.answers = [["red"], ["Bob"]]
+    metric = SpokenQA(llm_alone=EchoAnswerer())
+    metric.update(evidence)
+    found = values(metric)
+    assert found["qa_accuracy_text"] == found["qa_accuracy_llm_alone"] == 0.5
+    assert found["qa_knowledge_kept"] == 1 and found["qa_accuracy_llm_alone_left_out"] == 0
+    assert metric.counts["utterance1"] == {
+        "qa_accuracy_text": (1, 1),
+        "qa_accuracy_llm_alone": (0, 1),
+        "qa_knowledge_kept": (1, 0),
+    }
+
+
 @pytest.mark.parametrize(
     ("answer", "right", "expected"),
     [
@@ -335,6 +354,71 @@ def test_nothing_is_worked_out_twice(batch, generation, audio):
     assert shared_evidence.cache_info().currsize == 0
 
 
+class Uncopyable:
+    def __deepcopy__(self, _):
+        raise AssertionError("a model is not to be copied")
+
+    def log(self) -> None: ...
+
+
+def test_references(batch, generation, audio):
+    """The same metrics of real speech, of the vocoder's copy of it, and of another reader."""
+    this = batch()
+    real = [this.waveform[i, n:end].numpy() for i, (n, end) in enumerate(((8000, 16000), (8000, 24000)))]
+    others = {"utterance0": tone(700).numpy(), "utterance1": tone(600).numpy()}
+    heard = ((8000, "two"), (16000, "four five"), (800, "too"), (400, "fear five"), (700, "x y"), (600, "v w"))
+    metrics = [
+        WordErrorRate(LengthRecognizer(heard)),
+        SpeakerSimilarity(MomentEmbedder()),
+        LogPerplexity(LengthRecognizer(heard), LetterScorer()),
+        MeanOpinionScore(LevelPredictor()),
+        GenerationHealth(2),
+        references := References(),
+    ]
+    log_mel = LogMelSpectrogram(audio)
+    module = SimpleNamespace(
+        model=SimpleNamespace(audio=audio, log_mel=log_mel),
+        vocoder=Playback(audio, [tone(800), tone(400)]),
+        device=torch.device("cpu"),
+    )
+
+    def another(split: str, name: str, rate: int) -> np.ndarray:
+        assert split == "test" and rate == audio.sample_rate_hz
+        return others[name]
+
+    trainer = SimpleNamespace(callbacks=metrics, datamodule=SimpleNamespace(continuation_by_another=another))
+    for metric in metrics:
+        metric.log = Uncopyable().log  # as Lightning does, with the trainer behind it
+    EVENTS.clear()
+    for callback in metrics:
+        callback.on_test_epoch_start(trainer, module)
+    for callback in metrics:
+        callback.on_test_batch_end(trainer, module, generation, this, 0)
+    # Two prompts, embedded once; four continuations of each.
+    assert EVENTS["MomentEmbedder asked"] == 2 + 4 * 2
+    references.on_test_epoch_end(trainer, module)
+    found = {row: {k: float(v) for k, v in row_values.items()} for row, row_values in references.values.items()}
+    ceiling, resynthesis, floor = found["ceiling"], found["resynthesis"], found["floor"]
+    assert ceiling["test/wer_speech"] == ceiling["test/wer_prompt"] == 0
+    # "two" and "four five" are "too" by this vocoder, which plays the same whatever the spectrogram is.
+    assert resynthesis["test/wer_speech"] == 1
+    assert floor["test/wer_speech"] >= 1 and floor["test/log_perplexity"] == 1
+    assert values(metrics[0])["wer_speech"] == pytest.approx(1 / 3)  # the model's own, untouched
+    moments = [MomentEmbedder().embed([w], 0)[0] for w in (*(this.waveform[i, :8000].numpy() for i in (0, 1)), *real)]
+    own = np.mean([float(moments[i] @ moments[i + 2]) for i in (0, 1)])
+    assert ceiling["test/speaker_similarity"] == pytest.approx(own, abs=1e-6)
+    assert ceiling["test/mos"] == pytest.approx(np.mean([1 + 4 * abs(w).mean() for w in real]), abs=1e-5)
+    named = {row: {name.removeprefix("test/") for name in row_values} for row, row_values in found.items()}
+    assert "wer_text" not in named["ceiling"] | named["resynthesis"] and "wer_text" in named["floor"]
+    assert not {"mos", "stop_rate", "silence_ratio"} & named["floor"] and "wer_prompt" not in named["resynthesis"]
+    assert {"mos", "speaker_similarity", "silence_ratio", "log_perplexity"} <= named["resynthesis"]
+
+
+def test_words_are_jumbled_the_same_way_each_time():
+    assert jumble("a b c d e f", "u1") == jumble("a b c d e f", "u1") != jumble("a b c d e f", "u2")
+    assert sorted(jumble("a b c d e f", "u1").split()) == list("abcdef")
+
+
 def test_evaluators_are_in_no_checkpoint(evidence):
     metrics = [
         WordErrorRate(CountingRecognizer()),
@@ -357,7 +441,7 @@ def all_metrics() -> list[FreeRunningMetric]:
         SpeakerSimilarity(MomentEmbedder(420)),
         LogPerplexity(CountingRecognizer(), LetterScorer()),
         MeanOpinionScore(LevelPredictor()),
-        SpokenQA(CountingRecognizer()),
+        SpokenQA(CountingRecognizer(), EchoAnswerer()),
         GenerationHealth(2),
     ]
 
@@ -393,6 +477,8 @@ def sample(index: int) -> Evidence:
 
 def results(indices: range) -> dict[str, float]:
     metrics = all_metrics()
+    for metric in metrics:
+        metric.start(SimpleNamespace(device=torch.device("cpu")))
     for index in indices:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "MomentEmbedder fails")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from urllib.parse import quote
 
 import lightning  # noqa: F401 - here, so that its logger does not hold on to one test's captured stderr
 import numpy as np
@@ -24,7 +25,7 @@ from lit_spectron.pipeline import SpectronPipeline
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "conf").rglob("*.yaml"))
-WHOLE = [p for p in CONFIGS if "model" in yaml.safe_load(p.read_text(encoding="utf-8"))]
+WHOLE = [p for p in CONFIGS if "encoder" in yaml.safe_load(p.read_text(encoding="utf-8")).get("model", {})]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 README_COMMANDS = re.findall(r"^python -m lit_spectron ((?:fit|test|predict) .*?)\s*(?:#.*)?$", README, flags=re.M)
 SCALE = (ROOT / "docs/SCALE.md").read_text(encoding="utf-8")
@@ -120,6 +121,7 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
         (["--model.audio.n_mels", "0"], ["n_mels"]),
         (["--model.encoder.class_path", "lit_spectron.encoders.Nothing"], ["Nothing"]),
         (["--config", "conf/nowhere.yaml"], ["conf/nowhere.yaml"]),
+        (["--config", "conf/eval/llama_questions.yaml"], ["model.llm.init_args.source", "llm_alone"]),
         (["--data.rot", "no/such/corpus"], ["rot"]),
         (["--data.batch_size", "0"], ["data.batch_size", "got 0"]),
         (["--data.prompt_split", "pause"], ["data.max_prompt_seconds", "pause needs it"]),
@@ -162,6 +164,26 @@ def test_every_whole_config_parses(call, path):
     assert code == 0, err
     config = yaml.safe_load(out)
     assert all("class_path" in config["model"][slot] for slot in ("encoder", "llm", "decoder", "vocoder"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/eval").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_protocol_goes_with_a_config(call, path):
+    config = ("--config", "conf/smollm2_whisper.yaml", "--config", path.relative_to(ROOT))
+    code, out, err = call("test", *config, "--print_config")
+    assert code == 0, err
+    asked, found = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(out)
+    assert [c["class_path"] for c in found["trainer"]["callbacks"]] == [
+        c["class_path"] for c in asked["trainer"]["callbacks"]
+    ]
+    if "model" in asked:
+        assert asked["model"]["generation"].items() <= found["model"]["generation"].items()
+    if isinstance(asked["data"], dict):
+        assert asked["data"].items() <= found["data"]["init_args"].items()
+        assert (ROOT / asked["data"]["test_ids"]).is_file()
+    else:
+        assert found["data"]["class_path"] == "datamodules.SpokenQADataModule"
+        answerer = found["trainer"]["callbacks"][1]["init_args"]["llm_alone"]
+        assert answerer["init_args"]["source"] == found["model"]["llm"]["init_args"]["source"]
 
 
 @pytest.mark.parametrize("command", [*README_COMMANDS, *SCALE_COMMANDS])
@@ -254,8 +276,40 @@ def test_test_writes_a_report(run_folder):
     assert {"test/loss", "test/wer_text", "test/wer_prompt", "test/stop_rate"} <= report["metrics"].keys()
     assert len(report["samples"]) == 4  # two batches of two: generated_utterances limits validation only
     assert sum(row["utterances"] for row in report["by_speaker"].values()) == 4
-    assert "test/wer_text" in (run_folder / "report.md").read_text(encoding="utf-8")
+    markdown = (run_folder / "report.md").read_text(encoding="utf-8")
+    assert "test/wer_text" in markdown and "## The worst by wer_text" in markdown
+    for name, (low, high) in report["intervals"].items():
+        pairs = np.array([row["counts"][name.removeprefix("test/")] for row in report["samples"].values()])
+        assert low <= report["metrics"][name] <= high
+        assert report["metrics"][name] == pytest.approx(pairs[:, 0].sum() / pairs[:, 1].sum(), abs=1e-6)
+    assert {"test/wer_text", "test/wer_prompt", "test/stop_rate"} <= report["intervals"].keys()
+    assert report["ranked_by"] == "wer_text" and len(report["best"]) == len(report["worst"]) == 3
+    values = [report["samples"][name]["wer_text"] for name in report["worst"] + report["best"][::-1]]
+    assert values == sorted(values, reverse=True)
+    for name, sample in ((name, report["samples"][name]) for name in report["worst"]):
+        path = run_folder / "samples" / quote(name, safe=" ")
+        samples, rate = soundfile.read(f"{path}.wav")
+        assert len(samples) / rate == pytest.approx(sample["seconds"], abs=1e-3)
+        assert len(soundfile.read(f"{path}.prompt.wav")[0]) == 1.4 * rate
     assert (run_folder / "config.yaml").read_text() == before
+
+
+@pytest.mark.slow
+def test_compare(call, run_folder, tmp_path):
+    if not (run_folder / "report.json").is_file():
+        pytest.skip("test_test_writes_a_report was not run")
+    code, out, err = call("compare", run_folder, run_folder, "--out", tmp_path / "table.md")
+    assert code == 0 and not err and out.count(f"| {run_folder} | ") == 3
+    assert (tmp_path / "table.png").is_file() and (tmp_path / "table.md").read_text(
+        encoding="utf-8"
+    ).strip() == out.strip()
+
+
+def test_mistakes_on_compares_command_line(call, tmp_path):
+    assert_one_line(call("compare", tmp_path), "report.json", "no such report")
+    (tmp_path / "report.json").write_text("{", encoding="utf-8")
+    assert_one_line(call("compare", tmp_path), "report.json", "damaged")
+    assert_one_line(call("compare"), "RUN")
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +367,18 @@ def test_generate(moved_checkpoint, tmp_path):
         assert description["prompt_seconds"] == 1.4 and description["stop_reason"] in ("stop", "length", "silence")
         assert description["settings"]["max_speech_seconds"] == 0.5
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_pairs(call, moved_checkpoint, prompts):
+    (prompts / "pairs.tsv").write_text("better\tworse\nfirst.wav\tdeep/second.flac\n", encoding="utf-8")
+    options = ("--ckpt", moved_checkpoint, "--device", "cpu", "--out", prompts / "scores.tsv")
+    code, out, err = call("pairs", prompts / "pairs.tsv", *options, "--by", "spectrogram", "--prompt_seconds", 1.4)
+    assert code == 0 and out.startswith("accuracy by spectrogram: ") and out.endswith("of 1 pairs\n"), err
+    assert len((prompts / "scores.tsv").read_text(encoding="utf-8").splitlines()) == 2
+    assert_one_line(call("pairs", prompts / "gone.tsv", *options), "gone.tsv")
+    assert_one_line(call("pairs", prompts / "pairs.tsv", *options, "--by", "spectrogram"), "--prompt_seconds")
+    assert_one_line(call("pairs", prompts / "pairs.tsv", *options, "--by", "loudness"), "loudness", "--help")
 
 
 @pytest.mark.slow

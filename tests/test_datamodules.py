@@ -243,6 +243,52 @@ def test_splits_without_manifests_take_their_own_speakers(corpus):
     assert [len(s) for s in speakers] == [1, 1, 1] and len(set.union(*speakers)) == 3
 
 
+def test_a_list_of_ids_chooses_and_orders_what_is_tested(corpus):
+    ids = [f"small/s{n}/book/book_0000_{i}" for n, i in ((2, 1), (0, 0), (1, 2))]
+    (corpus / "ids.txt").write_text("\n\n".join(ids) + "\r\n")
+    module = data_module(corpus, test_ids=str(corpus / "ids.txt"))
+    module.setup("test")
+    module.setup("fit")
+    assert [name for batch in module.test_dataloader() for name in batch.ids] == ids
+    assert len(module.manifests["val"]) == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "ids.txt: can't be read"),
+        (b"\xff", "ids.txt: can't be read"),
+        (b"\n", "the file is empty"),
+        (b"small/s0/book/book_0000_0\nabsent\nother", "no absent and 1 more"),
+        (b"small/s0/book/book_0000_0\n" * 2, "holds small/s0/book/book_0000_0 more than once"),
+    ],
+)
+def test_bad_lists_of_ids_are_named(corpus, content, message):
+    if content is not None:
+        (corpus / "ids.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"data\.test_ids: .*{message}"):
+        data_module(corpus, test_ids=str(corpus / "ids.txt")).setup("test")
+
+
+def test_another_speakers_continuation(corpus):
+    """The next one in the manifest, and from its beginning again; one that can't be read is passed over."""
+    module = data_module(corpus)
+    module.setup("test")
+    dataset = UtteranceDataset(module.manifests["test"], RATE, module.prompt)
+    ids = [utterance.id for utterance in module.manifests["test"]]
+    for place, expected in ((0, 3), (2, 3), (5, 6), (7, 0)):
+        found = module.continuation_by_another("test", ids[place], RATE)
+        assert np.array_equal(found, dataset[(expected, 0)].waveform[RATE:].numpy()) and len(found) == RATE
+    (corpus / "small/s1/book/book_0000.wav").write_bytes(b"no sound")
+    found = module.continuation_by_another("test", ids[0], RATE)
+    assert np.array_equal(found, dataset[(6, 0)].waveform[RATE:].numpy())
+    (corpus / "ids.txt").write_text("\n".join(ids[:3]))
+    alone = data_module(corpus, test_ids=str(corpus / "ids.txt"))
+    alone.setup("test")
+    with pytest.raises(UserError, match="no utterance by another speaker than that of small/s0"):
+        alone.continuation_by_another("test", ids[0], RATE)
+
+
 def test_predict_needs_no_text(corpus):
     module = data_module(corpus, train_cuts=None, val_cuts=None, test_cuts=None)
     module.setup("predict")

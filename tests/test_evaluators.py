@@ -26,6 +26,7 @@ from transformers import (
 import lit_spectron.evaluators
 from lit_spectron.errors import UserError
 from lit_spectron.evaluators import (
+    CausalLMAnswerer,
     CausalLMScorer,
     DnsmosPredictor,
     EcapaEmbedder,
@@ -44,7 +45,14 @@ from tests.tiny import ENCODERS
 
 ROOT = Path(__file__).parents[1]
 IMPLEMENTATIONS = implementations(lit_spectron.evaluators, Evaluator)
-FROM_THE_HUB = [CausalLMScorer, EcapaEmbedder, HuggingFaceRecognizer, WavLMEmbedder, WhisperRecognizer]
+FROM_THE_HUB = [
+    CausalLMAnswerer,
+    CausalLMScorer,
+    EcapaEmbedder,
+    HuggingFaceRecognizer,
+    WavLMEmbedder,
+    WhisperRecognizer,
+]
 
 
 def test_levels():

@@ -13,18 +13,18 @@ SLOTS = ("encoders", "llms", "decoders", "vocoders", "evaluators")
 LAYERS = [
     {"torchaudio_guard", "errors"},
     {"arguments"},
-    {"", "files", "masking", "losses", "types", "part", "word_errors"},
+    {"", "bootstrap", "files", "masking", "losses", "tables", "types", "part", "word_errors"},
     {"audio", "audio_files", "optim", "shards", "huggingface", "projection", "llms.tokenizer"},
     {"checkpoint"},
     {"checkpoint_io", "strategy"},
     {"figures", *(f"{slot}.base" for slot in SLOTS)},
     {"decoders.layers", "encoders.layers", "llms.causal_lm"},
-    {"outputs", "IMPLEMENTATION"},
+    {"compare", "outputs", "IMPLEMENTATION"},
     set(SLOTS),
     {"model"},
     {"generation", "parallel"},
     {"module", "pipeline", "resynthesis"},
-    {"lightning_cli"},
+    {"lightning_cli", "pairs"},
     {"cli"},
     {"__main__"},
 ]
@@ -34,8 +34,8 @@ OUTSIDE = {
         *("evaluators", "word_errors"),
     },
     "callbacks": {
-        *("", "audio", "errors", "evaluators", "figures", "files", "generation", "model", "module", "outputs", "types"),
-        *("vocoders", "word_errors"),
+        *("", "audio", "bootstrap", "errors", "evaluators", "figures", "files", "generation", "model", "module"),
+        *("outputs", "tables", "types", "vocoders", "word_errors"),
     },
 }
 FILES = sorted(p for name in ("lit_spectron", *OUTSIDE) for p in (ROOT / name).rglob("*.py"))

@@ -1,6 +1,7 @@
 """On real speech, metrics are what an independent computation gives."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jiwer
 import numpy as np
@@ -15,15 +16,26 @@ from transformers import (
     WhisperTokenizer,
 )
 
-from callbacks import Evidence, GenerationHealth, LogPerplexity, MeanOpinionScore, SpeakerSimilarity, WordErrorRate
+from callbacks import (
+    Evidence,
+    GenerationHealth,
+    LogPerplexity,
+    MeanOpinionScore,
+    References,
+    SpeakerSimilarity,
+    WordErrorRate,
+)
+from datamodules import LibriLightDataModule
 from datamodules.cuts import read_cuts
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
 from lit_spectron.audio_files import read_audio
 from lit_spectron.evaluators import CausalLMScorer, DnsmosPredictor, ResemblyzerEmbedder, WhisperRecognizer
 from lit_spectron.llms.tokenizer import byte_tokenizer
 from lit_spectron.types import Generation, SpeechBatch
+from lit_spectron.vocoders import GriffinLim
 from lit_spectron.word_errors import words
 from tests.judges import Playback
+from tests.test_datamodules import with_model
 
 ROOT = Path(__file__).parents[2] / "shared" / "data" / "librilight_mini"
 WHISPER = Path(__file__).parents[2] / "shared" / "models" / "whisper-tiny.en"
@@ -136,3 +148,36 @@ def test_real_speech_is_healthy(evidence):
     found = {name: float(value) for name, value in metric.compute().items()}
     assert found["length_ratio"] == found["stop_rate"] == 1 and found["frame_copy_ratio"] < 0.01
     assert found["steady_ratio"] < 0.1 and found["silence_ratio"] < 0.5 and found["repetition"] == 0
+
+
+@pytest.mark.slow
+@needs_whisper
+def test_references_lie_in_order():
+    """Of the committed list of real utterances: what is said is heard best as it was recorded, worse through a
+    poor vocoder, and hardly at all in another reader's words; a voice is more like itself than like others."""
+    audio, config = AudioSpec(), Path(__file__).parents[1] / "conf/eval/librilight_mini.txt"
+    cuts = {"test_cuts": "libriheavy_cuts_small.jsonl.gz", "test_ids": str(config), "max_skipped_share": 0.0}
+    data = with_model(LibriLightDataModule(str(ROOT), **cuts))
+    data.setup("test")
+    pytest.importorskip("resemblyzer")
+    metrics = [WordErrorRate(WhisperRecognizer(str(WHISPER))), SpeakerSimilarity(ResemblyzerEmbedder())]
+    references = References()
+    module = SimpleNamespace(
+        model=SimpleNamespace(audio=audio, log_mel=LogMelSpectrogram(audio)),
+        vocoder=GriffinLim(audio, iterations=0),  # with 32, copies are recognised as well as recordings
+        device=torch.device("cpu"),
+    )
+    trainer = SimpleNamespace(callbacks=metrics, datamodule=data)
+    references.on_test_epoch_start(trainer, module)
+    for batch in data.test_dataloader():
+        nothing = torch.full((len(batch), 1, audio.n_mels), audio.log_mel_floor)
+        ones, ends = torch.ones(len(batch), dtype=torch.long), ["eos"] * len(batch)
+        generation = Generation(batch.text, ends, nothing, ones, ends, torch.full((len(batch),), -60.0))
+        references.on_test_batch_end(trainer, module, generation, batch, 0)
+    references.on_test_epoch_end(trainer, module)
+    ceiling, resynthesis, floor = (references.values[row] for row in ("ceiling", "resynthesis", "floor"))
+    errors = [float(row["test/wer_speech"]) for row in (ceiling, resynthesis, floor)]
+    voices = [float(row["test/speaker_similarity"]) for row in (ceiling, resynthesis, floor)]
+    assert errors[0] < errors[1] < errors[2] and errors[0] < 0.15 and errors[2] > 0.8
+    assert voices[0] > voices[1] > voices[2] and voices[0] > voices[2] + 0.2
+    assert float(ceiling["test/speaker_similarity_mismatched"]) == pytest.approx(voices[2], abs=0.1)

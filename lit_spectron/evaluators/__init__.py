@@ -3,10 +3,12 @@ from lit_spectron.evaluators.base import (
     QualityPredictor,
     SpeakerEmbedder,
     SpeechRecognizer,
+    TextAnswerer,
     TextScore,
     TextScorer,
     Transcript,
 )
+from lit_spectron.evaluators.causal_lm_answerer import CausalLMAnswerer
 from lit_spectron.evaluators.causal_lm_scorer import CausalLMScorer
 from lit_spectron.evaluators.dnsmos_predictor import DnsmosPredictor
 from lit_spectron.evaluators.ecapa_embedder import EcapaEmbedder
@@ -15,6 +17,7 @@ from lit_spectron.evaluators.resemblyzer_embedder import ResemblyzerEmbedder
 from lit_spectron.evaluators.wavlm_embedder import WavLMEmbedder
 
 __all__ = [
+    "CausalLMAnswerer",
     "CausalLMScorer",
     "DnsmosPredictor",
     "EcapaEmbedder",
@@ -24,6 +27,7 @@ __all__ = [
     "ResemblyzerEmbedder",
     "SpeakerEmbedder",
     "SpeechRecognizer",
+    "TextAnswerer",
     "TextScore",
     "TextScorer",
     "Transcript",

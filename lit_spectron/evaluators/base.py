@@ -176,6 +176,14 @@ class TextScorer(Evaluator):
         """Each text by itself."""
 
 
+class TextAnswerer(Evaluator):
+    """Written question to written answer."""
+
+    @abstractmethod
+    def answer(self, questions: Sequence[str], device: torch.device | str = "cpu") -> list[str]:
+        """Each question by itself."""
+
+
 class QualityPredictor(Evaluator):
     """Speech to the opinion that listeners would have of it."""
 
