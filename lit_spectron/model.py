@@ -4,7 +4,7 @@ Shapes: B batch, T samples, S prefix positions, U text tokens, F frames, N speec
 D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import torch
@@ -99,6 +99,24 @@ class SpectronModel(nn.Module):
         self.mel_mean.copy_(mean)
         self.mel_std.copy_(std.clamp(min=1e-3))
         self.mel_frames.fill_(frames)
+
+    @torch.no_grad()
+    def take_mel_statistics(self, batches: Iterable[SpeechBatch], all_processes: Callable[[Tensor], Tensor]) -> None:
+        """Mean and deviation over the log-mel of whole utterances.
+
+        Args:
+            batches: Those of this process.
+            all_processes: Sums a tensor over all processes.
+        """
+        sums = torch.zeros(3, self.audio.n_mels, dtype=torch.float64, device=self.mel_mean.device)
+        for batch in filter(len, batches):
+            log_mel, lengths = self.log_mel(batch.waveform.to(sums.device), batch.lengths.to(sums.device))
+            valid = log_mel[lengths_to_mask(lengths, log_mel.shape[1])].double()
+            sums += torch.stack([torch.ones_like(valid).sum(0), valid.sum(0), valid.square().sum(0)])
+        count, first, second = all_processes(sums)
+        mean = first / count
+        std = (second / count - mean.square()).clamp(min=0).sqrt()
+        self.set_mel_statistics(mean.float(), std.float(), int(count[0]))
 
     def normalise(self, log_mel: Tensor) -> Tensor:
         return (log_mel - self.mel_mean) / self.mel_std

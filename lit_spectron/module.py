@@ -4,6 +4,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -19,7 +20,6 @@ from lit_spectron.errors import UserError
 from lit_spectron.generation import GenerationSettings, flags_of_one, generate
 from lit_spectron.llms import LanguageModel
 from lit_spectron.losses import LossWeights
-from lit_spectron.masking import lengths_to_mask
 from lit_spectron.model import DecoderFactory, EncoderFactory, SpectronModel, split_waveform
 from lit_spectron.optim import OptimizerSettings, build_optimizer, freeze
 from lit_spectron.parallel import anywhere, checkpoint_activations, shard, stand_in
@@ -100,21 +100,9 @@ class LitSpectron(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if not self.model.has_mel_statistics:
-            self._take_mel_statistics()
-
-    @torch.no_grad()
-    def _take_mel_statistics(self) -> None:
-        """Mean and deviation of the log-mel over the first training batches, summed over all ranks."""
-        sums = torch.zeros(3, self.model.audio.n_mels, dtype=torch.float64, device=self.device)
-        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        for batch in filter(len, islice(loader, self.statistics_batches)):
-            log_mel, lengths = self.model.log_mel(batch.waveform.to(self.device), batch.lengths.to(self.device))
-            valid = log_mel[lengths_to_mask(lengths, log_mel.shape[1])].double()
-            sums += torch.stack([torch.ones_like(valid).sum(0), valid.sum(0), valid.square().sum(0)])
-        count, first, second = self.trainer.strategy.reduce(sums, reduce_op="sum")
-        mean = first / count
-        std = (second / count - mean.square()).clamp(min=0).sqrt()
-        self.model.set_mel_statistics(mean.float(), std.float(), int(count[0]))
+            loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+            all_processes = partial(self.trainer.strategy.reduce, reduce_op="sum")
+            self.model.take_mel_statistics(islice(loader, self.statistics_batches), all_processes)
 
     def _losses(self, batch: SpeechBatch, stage: str) -> Tensor:
         """The total loss; logs it and every term. An empty batch has a loss of 0: other processes wait for this one."""
@@ -163,8 +151,7 @@ class LitSpectron(L.LightningModule):
         self._generated = 0
 
     def _evaluation_step(self, batch: SpeechBatch, stage: str) -> Generation | None:
-        """Teacher-forced losses, where there is a true continuation, and free-running decoding; in validation of
-        ``generated_utterances``."""
+        """Losses, where there is a true continuation, and free-running decoding; in validation of some utterances."""
         if self._nothing_to_do(batch):
             return None
         # By the data module, so that every process knows, also one whose batch is empty.
@@ -195,9 +182,8 @@ class LitSpectron(L.LightningModule):
     def generate(self, batch: SpeechBatch, settings: GenerationSettings | None = None) -> Generation:
         """Continues each utterance's prompt. Where processes share the parameters, all of them have to."""
         prompt, _ = split_waveform(batch.waveform, batch.lengths, batch.prompt_samples)
-        return generate(
-            self.model, prompt, batch.prompt_samples, settings or self.generation, batch.ids, self._anywhere
-        )
+        settings = settings or self.generation
+        return generate(self.model, prompt, batch.prompt_samples, settings, batch.ids, self._anywhere)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A vocoder is not trained: another one than the run's comes with its own weights."""
@@ -210,6 +196,7 @@ class LitSpectron(L.LightningModule):
         """The config and what replaces outside files in it go in, so that a checkpoint alone is enough to decode."""
         if self.config:
             checkpoint["config"] = self.config
-            model = self.model
-            parts = {"encoder": model.encoder, "llm": model.llm, "decoder": model.decoder, "vocoder": self.vocoder}
+            parts = {slot: getattr(self.model, slot) for slot in ("encoder", "llm", "decoder")} | {
+                "vocoder": self.vocoder
+            }
             checkpoint["rebuild_args"] = {slot: part.rebuild_args() for slot, part in parts.items()}
