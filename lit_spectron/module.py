@@ -129,8 +129,7 @@ class LitSpectron(L.LightningModule):
 
     def on_train_batch_start(self, batch: SpeechBatch, batch_index: int) -> None:
         """What dropout draws depends on the seed and the batch's place in training: a resumed run draws the same."""
-        batches = self.trainer.fit_loop.total_batch_idx  # of all epochs
-        place = (os.environ.get("PL_GLOBAL_SEED", 0), batches, self.global_rank)
+        place = (os.environ.get("PL_GLOBAL_SEED", 0), self.trainer.fit_loop.total_batch_idx, self.global_rank)
         torch.manual_seed(zlib.crc32(repr(place).encode()))
 
     def training_step(self, batch: SpeechBatch, batch_index: int) -> Tensor | None:
@@ -196,7 +195,6 @@ class LitSpectron(L.LightningModule):
         """The config and what replaces outside files in it go in, so that a checkpoint alone is enough to decode."""
         if self.config:
             checkpoint["config"] = self.config
-            parts = {slot: getattr(self.model, slot) for slot in ("encoder", "llm", "decoder")} | {
-                "vocoder": self.vocoder
-            }
+            parts = {slot: getattr(self.model, slot) for slot in ("encoder", "llm", "decoder")}
+            parts["vocoder"] = self.vocoder
             checkpoint["rebuild_args"] = {slot: part.rebuild_args() for slot, part in parts.items()}
