@@ -22,7 +22,7 @@ import pyarrow as pa
 import soundfile
 
 from datamodules.librilight import LibriLightDataModule
-from datamodules.manifest import PLAIN_SCHEMA, SCHEMA, encode_names
+from datamodules.manifest import PLAIN_SCHEMA, ROWS_PER_BATCH, SCHEMA, encode_names
 from lit_spectron.llms.tokenizer import Tokenizer
 
 RATE_HZ = 16000
@@ -52,7 +52,8 @@ def make_manifest(path: Path, rows: int) -> None:
                 "text": pa.array([(TEXT * 3)[: int(15 * s)] for s in seconds]),
                 "words": pa.nulls(count, SCHEMA.field("words").type),
             }
-            writer.write_table(encode_names(pa.table(columns, schema=PLAIN_SCHEMA), names))
+            table = encode_names(pa.table(columns, schema=PLAIN_SCHEMA), names)
+            writer.write_table(table, max_chunksize=ROWS_PER_BATCH)
 
 
 def measure(root: Path) -> dict[str, float]:

@@ -108,23 +108,17 @@ class Manifest(Sequence[Utterance]):
         if not path.is_file():
             raise UserError(f"{path}: no such manifest")
         try:
-            refuse_damage(path)
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             columns = " ".join(", ".join(table.schema.names).split())
+            if not table.schema.equals(SCHEMA):
+                raise UserError(f"{path}: not a manifest: its columns are {columns}")
+            refuse_damage(path)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: not a manifest, or damaged: {' '.join(str(error).split())}") from error
-        if not table.schema.equals(SCHEMA):
-            raise UserError(f"{path}: not a manifest: its columns are {columns}")
         if empty := [name for name in SCHEMA.names if name != "words" and table[name].null_count]:
             raise UserError(f"{path}: not a manifest: it lacks values of {', '.join(empty)}")
         if not table.num_rows:
             raise UserError(f"{path}: holds no utterances; if it is a split, report.md beside it says how to fill it")
-        start, duration = (table[name].to_numpy() for name in ("start_seconds", "duration_seconds"))
-        possible = (start >= 0) & (start < LONGEST_SECONDS) & (duration > 0) & (duration < LONGEST_SECONDS)
-        if not possible.all():
-            row = int(possible.argmin())
-            what = f"{table['id'][row]} starts at {start[row]} s and lasts {duration[row]} s"
-            raise UserError(f"{path}: damaged: utterance {row}, {what}")
         return cls(table, root, prepared=True)
 
     def __len__(self) -> int:
@@ -204,15 +198,24 @@ def encode_names(table: pa.Table, names: dict[str, pa.Array]) -> pa.Table:
 
 
 def refuse_damage(path: Path) -> None:
-    """Looks through an Arrow file, a batch of rows at a time, so that it need not stay in memory.
+    """Looks through a manifest, a batch of rows at a time, so that it need not stay in memory.
 
     Raises:
         pa.ArrowException, OSError, UnicodeDecodeError: It is damaged so that reading it might crash.
+        UserError: An utterance is at an impossible time.
     """
     with pa.OSFile(str(path)) as file:
-        reader = pa.ipc.open_file(file)
+        reader, rows = pa.ipc.open_file(file), 0
         for index in range(reader.num_record_batches):
-            reader.get_batch(index).validate(full=True)
+            batch = reader.get_batch(index)
+            batch.validate(full=True)
+            start, duration = (batch[name].to_numpy(False) for name in ("start_seconds", "duration_seconds"))
+            possible = (start >= 0) & (start < LONGEST_SECONDS) & (duration > 0) & (duration < LONGEST_SECONDS)
+            if not possible.all():
+                row = int(possible.argmin())
+                what = f"{batch['id'][row]} starts at {start[row]} s and lasts {duration[row]} s"
+                raise UserError(f"{path}: damaged: utterance {rows + row}, {what}")
+            rows += batch.num_rows
 
 
 def split_speakers(speakers: Iterable[str], validation_share: float, test_share: float) -> tuple[set[str], set[str]]:
