@@ -3,12 +3,12 @@
 
     python benchmarks/decoding.py
 
-A model of the sizes of conf/smollm2_whisper.yaml (SmolLM2-135M, Whisper tiny, four frames a step) decodes on one device;
-its weights are random, which takes as long as trained ones. The plain loop feeds the same LLM embeddings with `use_cache`,
-one step after another, through the same spectrogram decoder, and minds nothing else: no silence, no samples that end
-earlier. Reading is a sum over every weight that a step of speech needs: the limit that memory sets. Figures are medians
-over steps, without encoder and vocoder; frames and the real-time factor are of all samples of a batch together. The
-second table is one continuation of a minute, alone, by position.
+A model of the sizes of conf/smollm2_whisper.yaml (SmolLM2-135M, Whisper tiny, four frames a step) decodes on one
+device; its weights are random, which takes as long as trained ones. The plain loop feeds the same LLM embeddings with
+`use_cache`, one step after another, through the same spectrogram decoder, and minds nothing else: no silence, no
+samples that end earlier. Reading is a sum over every weight that a step of speech needs: the limit that memory sets.
+Figures are medians over steps, without encoder and vocoder; frames and the real-time factor are of all samples of a
+batch together. The second table is one continuation of a minute, alone, by position.
 """
 
 import argparse
