@@ -99,31 +99,33 @@ def plain(model: SpectronModel, batch: int, steps: int) -> Iterator[None]:
         yield
 
 
-WAYS = {"ours": ours, "plain loop": plain}
-
-
-def milliseconds(run: Iterator[None], synchronise: Callable[[], object]) -> list[float]:
-    """Of each step but the first."""
-    times = []
-    for _ in run:
-        synchronise()
-        times.append(time.perf_counter())
-    return [1000 * (b - a) for a, b in pairwise(times)]
-
-
-def reading(model: SpectronModel, synchronise: Callable[[], object]) -> list[float]:
+@torch.no_grad()
+def reading(model: SpectronModel, batch: int, steps: int) -> Iterator[None]:  # noqa: ARG001
     """All weights that a step of speech needs: not the table of words, which is the output layer, too."""
     words = model.llm.network.get_input_embeddings().weight
     weights = [p for part in (model.llm, model.decoder) for p in part.parameters() if p is not words]
+    for _ in range(steps):
+        for weight in weights:
+            weight.sum()
+        yield
 
-    @torch.no_grad()
-    def rounds() -> Iterator[None]:
-        for _ in range(2 * WARM_UP_STEPS):
-            for weight in weights:
-                weight.sum()
-            yield
 
-    return milliseconds(rounds(), synchronise)
+WAYS = {"ours": ours, "plain loop": plain, "weights read once": reading}
+
+
+def milliseconds(model: SpectronModel, batch: int, steps: int) -> dict[str, list[float]]:
+    """Of each step by each way, in turn, so that what else the machine does strikes all alike."""
+    device = model.mel_mean.device
+    synchronise: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    runs = {name: way(model, batch, steps) for name, way in WAYS.items()}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(steps):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            next(run)
+            synchronise()
+            times[name].append(1000 * (time.perf_counter() - began))
+    return {name: values[WARM_UP_STEPS:] for name, values in times.items()}
 
 
 def main() -> None:
@@ -135,30 +137,23 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tiny", action="store_true", help="a tiny LLM: only to see that it runs")
     arguments = parser.parse_args()
-    if arguments.steps < 2 * (WARM_UP_STEPS + 2) or arguments.seconds < 1:
-        parser.error(f"--steps: at least {2 * (WARM_UP_STEPS + 2)}; --seconds: at least 1")
+    if arguments.steps <= WARM_UP_STEPS or arguments.seconds < 1:
+        parser.error(f"--steps: at least {WARM_UP_STEPS + 1}; --seconds: at least 1")
     model = build(SMOLLM2_135M | (TINY if arguments.tiny else {}), arguments.reduction_factor).to(arguments.device)
-    synchronise = torch.cuda.synchronize if arguments.device.startswith("cuda") else lambda: None
     frames_a_second, factor = model.audio.frames_per_second, arguments.reduction_factor
     print(f"{arguments.device}, {torch.get_num_threads()} threads, {factor} frames a step\n")
     print("| batch | way | ms a step | frames a second | real-time factor |\n|---:|---|---:|---:|---:|")
     for batch in arguments.batch_sizes:
-        # In turn, so that what else the machine does strikes all alike.
-        times: dict[str, list[float]] = {name: [] for name in WAYS}
-        for _ in range(2):
-            for name, run in WAYS.items():
-                times[name] += milliseconds(run(model, batch, arguments.steps // 2), synchronise)[WARM_UP_STEPS:]
-        times["weights read once"] = reading(model, synchronise)[WARM_UP_STEPS:]
-        for name, values in times.items():
+        for name, values in milliseconds(model, batch, arguments.steps).items():
             of_step = median(values)
             frames = batch * factor * 1000 / of_step
             print(f"| {batch} | {name} | {of_step:.2f} | {frames:,.0f} | {frames_a_second / frames:.4f} |")
-    steps = round(arguments.seconds * frames_a_second / factor)
-    of_run = [milliseconds(run(model, 1, steps), synchronise) for run in WAYS.values()]
-    print("\n| seconds of speech before | ours, ms a step | plain loop, ms a step |\n|---:|---:|---:|")
-    for begin, end in pairwise(part * (steps - 1) // PARTS for part in range(PARTS + 1)):
-        cells = " | ".join(f"{median(values[begin:end]):.2f}" for values in of_run)
-        print(f"| {begin * factor / frames_a_second:.1f} | {cells} |")
+    times = milliseconds(model, 1, round(arguments.seconds * frames_a_second / factor))
+    print(f"\n| seconds of speech before | {', ms a step | '.join(times)}, ms |\n|---:|{'---:|' * len(times)}")
+    steps = len(times["ours"])
+    for begin, end in pairwise(part * steps // PARTS for part in range(PARTS + 1)):
+        cells = " | ".join(f"{median(values[begin:end]):.2f}" for values in times.values())
+        print(f"| {(begin + WARM_UP_STEPS) * factor / frames_a_second:.1f} | {cells} |")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 
 
 def test_decoding(repository, monkeypatch, capsys):
-    arguments = ["--tiny", "--device", "cpu", "--batch_sizes", "1", "2", "--steps", "14", "--seconds", "1"]
+    arguments = ["--tiny", "--device", "cpu", "--batch_sizes", "1", "2", "--steps", "8", "--seconds", "1"]
     monkeypatch.setattr(sys, "argv", ["decoding.py", *arguments])
     runpy.run_path(str(repository / "benchmarks/decoding.py"), run_name="__main__")
     first, second = capsys.readouterr().out.split("\n\n")[1:]
