@@ -3,17 +3,18 @@
 Shapes: B batch, T samples, L packed positions, D width, r frames a step, M mels, V vocabulary.
 """
 
+import itertools
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.nn import functional as F
 
 from lit_spectron.audio import frame_level_db
 from lit_spectron.errors import UserError
-from lit_spectron.masking import concatenate_ragged, lengths_to_mask, prefix_lm_mask
+from lit_spectron.masking import concatenate_ragged, gather_positions, lengths_to_mask, prefix_lm_mask
 from lit_spectron.model import SpectronModel
 from lit_spectron.types import Generation
 
@@ -81,7 +82,6 @@ def flags_of_one(*flags: bool) -> list[bool]:
     return list(flags)
 
 
-@torch.no_grad()
 def generate(
     model: SpectronModel,
     waveform: Tensor,
@@ -90,7 +90,18 @@ def generate(
     ids: list[str] | None = None,
     anywhere: Callable[..., list[bool]] = flags_of_one,
 ) -> Generation:
-    """
+    """`Decoding` to its end."""
+    decoding = Decoding(model, waveform, lengths, settings, ids, anywhere)
+    for _ in decoding:
+        pass
+    return decoding.result()
+
+
+class Decoding:
+    """Decoding step by step: iterate once, to the end, and look in between at what has been said.
+
+    A step asks the device one thing only: which tokens it chose, and which samples end.
+
     Args:
         model: In evaluation mode.
         waveform: (B, T) prompts, on the model's device.
@@ -100,82 +111,122 @@ def generate(
         anywhere: Tells of each flag whether it is set in any process. Processes that share the parameters have to run
             every part equally often, those that are done as well, for nothing.
     """
-    batch, device = len(waveform), waveform.device
-    tokenizer, factor = model.llm.tokenizer, model.decoder.reduction_factor
-    seeds = [settings.seed + zlib.crc32(name.encode()) for name in ids or [""] * batch]
-    random = SampleRandom(seeds, device)
-    breaker = _Breaker(model, settings, waveform, lengths)
-    max_steps = max(1, model.audio.seconds_to_frames(settings.max_speech_seconds) // factor)
 
-    prefix, prefix_lengths = model.encode_prompt(waveform, lengths)
-    one = torch.ones_like(lengths)
-    sos = model.llm.embed(torch.full((batch, 1), tokenizer.sos_id, device=device))
-    embeddings, positions = concatenate_ragged([(prefix, prefix_lengths), (sos, one)])
-    size = embeddings.shape[1]
-    mask = prefix_lm_mask(prefix_lengths, positions, size, model.bidirectional_prefix)
-    cached = lengths_to_mask(positions, size)
-    cache = model.llm.new_cache()
-    hidden, cache = model.llm(embeddings, mask, torch.arange(size, device=device).expand(batch, size), cache)
-    hidden = hidden[torch.arange(batch, device=device), positions - 1]
+    REASONS = ("", "stop", "silence", "repeat")
 
-    tokens: list[list[int]] = [[] for _ in range(batch)]
-    frames: list[list[Tensor]] = [[] for _ in range(batch)]
-    text_stop_reason, stop_reason = [""] * batch, [""] * batch
-    writing, speaking = [True] * batch, [False] * batch
-    some_write, some_speak = True, False
-    while True:
-        fed = torch.zeros(batch, 1, model.llm.hidden_size, device=device, dtype=hidden.dtype)
-        if some_write:
-            random.active = writing
-            chosen = _choose_tokens(model.llm.logits(hidden).float(), settings, random).tolist()
-            for i in _true(writing):
-                if chosen[i] == tokenizer.eos_id:
-                    text_stop_reason[i] = "eos"
-                elif len(tokens[i]) == settings.max_text_tokens:
-                    text_stop_reason[i], chosen[i] = "length", tokenizer.eos_id
-                else:
-                    tokens[i].append(chosen[i])
-            written = model.llm.embed(torch.tensor(chosen, device=device)[:, None])
-            fed = torch.where(torch.tensor(writing, device=device)[:, None, None], written, fed)
-        if some_speak:
-            random.active = speaking
-            step, stop_probability = model.decoder.step(hidden, random)
-            log_mel = model.denormalise(step)
-            ends = stop_probability.tolist()
-            for i in _true(speaking):
-                frames[i].append(log_mel[i])
-                if ends[i] > settings.stop_threshold:
-                    stop_reason[i] = "stop"
-                elif len(frames[i]) == max_steps:
-                    stop_reason[i] = "length"
-                else:
-                    stop_reason[i] = breaker(i, frames[i])
-            # What is fed back is what is heard: floored like the frames of training.
-            spoken = model.decoder.prenet(model.normalise(log_mel)[:, None].to(step.dtype), random)
-            fed = torch.where(torch.tensor(speaking, device=device)[:, None, None], spoken, fed)
-        writing = [not reason for reason in text_stop_reason]
-        speaking = [not reason and not wrote for reason, wrote in zip(stop_reason, writing, strict=True)]
-        some_write, some_speak = anywhere(any(writing), any(speaking))
-        if not some_write and not some_speak:
-            break
-        cached = torch.cat([cached, torch.ones(batch, 1, dtype=torch.bool, device=device)], dim=1)
-        hidden, cache = model.llm(fed, cached[:, None, None, :], positions[:, None], cache)
-        hidden = hidden[:, 0]
-        positions = positions + 1
+    def __init__(
+        self,
+        model: SpectronModel,
+        waveform: Tensor,
+        lengths: Tensor,
+        settings: GenerationSettings,
+        ids: list[str] | None = None,
+        anywhere: Callable[..., list[bool]] = flags_of_one,
+    ):
+        batch, factor = len(waveform), model.decoder.reduction_factor
+        self.model, self.waveform, self.lengths, self.settings = model, waveform, lengths, settings
+        self.anywhere = anywhere
+        seeds = [settings.seed + zlib.crc32(name.encode()) for name in ids or [""] * batch]
+        self.random = SampleRandom(seeds, waveform.device)
+        self.breaker = _Breaker(model, settings, waveform, lengths)
+        self.max_steps = max(1, model.audio.seconds_to_frames(settings.max_speech_seconds) // factor)
+        self.tokens: list[list[int]] = [[] for _ in range(batch)]
+        self.text_stop_reason, self.stop_reason = [""] * batch, [""] * batch
+        # (B, r, M) of every step since the first sample speaks; where in them each sample's own begin, and how many.
+        self.steps: list[Tensor] = []
+        self.dtype = torch.float32
+        self.first, self.said = [0] * batch, [0] * batch
 
-    said = torch.tensor([len(steps) * factor for steps in frames], device=device)
-    floor = model.audio.log_mel_floor
-    log_mel = pad_sequence([torch.cat(steps) for steps in frames], batch_first=True, padding_value=floor)
-    valid = lengths_to_mask(said, log_mel.shape[1])
-    log_mel = model.denormalise(model.decoder.refine(model.normalise(log_mel).to(step.dtype), valid))
-    return Generation(
-        text=[tokenizer.decode(ids) for ids in tokens],
-        text_stop_reason=text_stop_reason,
-        log_mel=log_mel.masked_fill(~valid[..., None], floor),
-        lengths=said,
-        stop_reason=stop_reason,
-        silence_level_db=breaker.silence_level_db,
-    )
+    @torch.no_grad()
+    def __iter__(self) -> Iterator[None]:
+        model, settings, batch = self.model, self.settings, len(self.lengths)
+        device, eos_id = self.waveform.device, model.llm.tokenizer.eos_id
+        prefix, prefix_lengths = model.encode_prompt(self.waveform, self.lengths)
+        sos = model.llm.embed(torch.full((batch, 1), model.llm.tokenizer.sos_id, device=device))
+        embeddings, positions = concatenate_ragged([(prefix, prefix_lengths), (sos, torch.ones_like(prefix_lengths))])
+        size = embeddings.shape[1]
+        room = settings.max_text_tokens + self.max_steps
+        mask = prefix_lm_mask(prefix_lengths, positions, size, model.bidirectional_prefix)
+        cached = F.pad(lengths_to_mask(positions, size), (0, room), value=True)
+        cache = model.llm.new_cache(size + room)
+        hidden, _ = model.llm(embeddings, mask, torch.arange(size, device=device).expand(batch, size), cache)
+        hidden = hidden[torch.arange(batch, device=device), positions - 1]
+
+        nothing = torch.zeros(batch, dtype=torch.long, device=device)
+        writing, speaking = [True] * batch, [False] * batch
+        some_write, some_speak = True, False
+        for count in itertools.count():
+            writes, speaks = torch.tensor([writing, speaking], device=device)
+            fed, chosen, ended = torch.zeros_like(hidden), nothing, nothing
+            if some_write:
+                self.random.active = writing
+                chosen = _choose_tokens(model.llm.logits(hidden).float(), settings, self.random)
+                written = chosen if count < settings.max_text_tokens else torch.full_like(chosen, eos_id)
+                fed = torch.where(writes[:, None], model.llm.embed(written[:, None])[:, 0], fed)
+            if some_speak:
+                self.random.active = speaking
+                step, stop_probability = model.decoder.step(hidden, self.random)
+                self.dtype, log_mel = step.dtype, model.denormalise(step)
+                self.steps.append(log_mel)
+                ended = self.breaker(log_mel, speaks).masked_fill(stop_probability > settings.stop_threshold, 1)
+                # What is fed back is what is heard: floored like the frames of training.
+                spoken = model.decoder.prenet(model.normalise(log_mel)[:, None].to(step.dtype), self.random)[:, 0]
+                fed = torch.where(speaks[:, None], spoken, fed)
+            self._note(writing, speaking, *torch.stack([chosen, ended]).tolist())
+            yield
+            writing = [not reason for reason in self.text_stop_reason]
+            speaking = [not reason and not wrote for reason, wrote in zip(self.stop_reason, writing, strict=True)]
+            some_write, some_speak = self.anywhere(any(writing), any(speaking))
+            if not some_write and not some_speak:
+                return
+            size += 1
+            if size > cached.shape[1]:  # those that other processes wait for go on for longer
+                cached = F.pad(cached, (0, size), value=True)
+            hidden, _ = model.llm(fed[:, None], cached[:, None, None, :size], positions[:, None], cache)
+            hidden = hidden[:, 0]
+            positions = positions + 1
+
+    def _note(self, writing: list[bool], speaking: list[bool], chosen: list[int], ended: list[int]) -> None:
+        """Keeps what a step's samples wrote, and which of them end by it."""
+        for i in _true(writing):
+            if chosen[i] == self.model.llm.tokenizer.eos_id:
+                self.text_stop_reason[i] = "eos"
+            elif len(self.tokens[i]) == self.settings.max_text_tokens:
+                self.text_stop_reason[i] = "length"
+            else:
+                self.tokens[i].append(chosen[i])
+            self.first[i] = len(self.steps)
+        for i in _true(speaking):
+            self.said[i] += 1
+            too_long = self.said[i] == self.max_steps and self.REASONS[ended[i]] != "stop"
+            self.stop_reason[i] = "length" if too_long else self.REASONS[ended[i]]
+
+    def spoken(self) -> tuple[Tensor, Tensor]:
+        """Log-mel (B, F, M) as decoded up to now, unrefined, and lengths (B,) in frames; beyond them lies anything."""
+        steps = torch.stack(self.steps, 1)
+        first, said = (torch.tensor(numbers, device=steps.device) for numbers in (self.first, self.said))
+        index = first[:, None] + torch.arange(max(self.said), device=steps.device)
+        own = gather_positions(steps.flatten(2), index.clamp(max=steps.shape[1] - 1))
+        return own.reshape(len(own), -1, steps.shape[-1]), said * steps.shape[2]
+
+    @torch.no_grad()
+    def refined(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mel (B, F, M) as it is heard; the log floor beyond lengths (B,)."""
+        model, valid = self.model, lengths_to_mask(lengths, log_mel.shape[1])
+        refined = model.denormalise(model.decoder.refine(model.normalise(log_mel).to(self.dtype), valid))
+        return refined.masked_fill(~valid[..., None], model.audio.log_mel_floor)
+
+    def result(self) -> Generation:
+        """What was said, once it has come to its end."""
+        log_mel, lengths = self.spoken()
+        return Generation(
+            text=[self.model.llm.tokenizer.decode(tokens) for tokens in self.tokens],
+            text_stop_reason=self.text_stop_reason,
+            log_mel=self.refined(log_mel, lengths),
+            lengths=lengths,
+            stop_reason=self.stop_reason,
+            silence_level_db=self.breaker.silence_level_db,
+        )
 
 
 def silent_frames(generation: Generation) -> Tensor:
@@ -191,7 +242,7 @@ def copied_frames(generation: Generation) -> Tensor:
 
 
 class _Breaker:
-    """Ends continuations that have fallen silent or frozen."""
+    """Ends continuations that have fallen silent or frozen, by counting: no step looks back further than a frame."""
 
     NEAR_FLOOR_DB = 6.0
 
@@ -200,26 +251,33 @@ class _Breaker:
         # Never below the floor: where it is high, silence is what lies near it.
         floor_db = model.audio.floor_level_db + self.NEAR_FLOOR_DB
         self.silence_level_db = (frame_level_db(log_mel).amax(1) - settings.silence_db).clamp(min=floor_db)
-        self.silence_steps = self._steps(model, settings.silence_seconds)
-        self.repeat_steps = self._steps(model, settings.repeat_seconds)
+        self.silence_frames = self._frames(model, settings.silence_seconds)
+        self.repeat_frames = self._frames(model, settings.repeat_seconds)
+        self.silent = torch.zeros_like(lengths)
+        self.same = torch.zeros_like(lengths)
+        self.before = torch.full_like(log_mel[:, :1], torch.inf)
 
     @staticmethod
-    def _steps(model: SpectronModel, seconds: float | None) -> int | None:
-        if seconds is None:
-            return None
-        return max(2, model.audio.seconds_to_frames(seconds) // model.decoder.reduction_factor)
+    def _frames(model: SpectronModel, seconds: float | None) -> float:
+        factor = model.decoder.reduction_factor
+        return torch.inf if seconds is None else factor * max(2, model.audio.seconds_to_frames(seconds) // factor)
 
-    def __call__(self, sample: int, steps: list[Tensor]) -> str:
-        """The reason to stop, or nothing."""
-        if self.silence_steps and len(steps) >= self.silence_steps:
-            recent = torch.cat(steps[-self.silence_steps :])
-            if bool((frame_level_db(recent) < self.silence_level_db[sample]).all()):
-                return "silence"
-        if self.repeat_steps and len(steps) >= self.repeat_steps:
-            recent = torch.cat(steps[-self.repeat_steps :])
-            if bool((recent.diff(dim=0).abs().mean(1) < FROZEN).all()):
-                return "repeat"
-        return ""
+    def __call__(self, log_mel: Tensor, speaks: Tensor) -> Tensor:
+        """A step's frames (B, r, M), of the samples (B,) that speak, to the number (B,) in `Decoding.REASONS`."""
+        silent = (frame_level_db(log_mel) < self.silence_level_db[:, None]) & speaks[:, None]
+        moves = torch.cat([self.before, log_mel], dim=1).diff(dim=1).abs().mean(2)
+        self.silent = _in_a_row(silent, self.silent)
+        self.same = _in_a_row(moves < FROZEN, self.same)
+        # Nothing is like the frame before the first.
+        self.before = log_mel[:, -1:].masked_fill(~speaks[:, None, None], torch.inf)
+        repeats = (self.same >= self.repeat_frames - 1).long() * 3
+        return repeats.masked_fill(self.silent >= self.silence_frames, 2)
+
+
+def _in_a_row(flags: Tensor, before: Tensor) -> Tensor:
+    """How many flags (B, r) are set without a break up to the last one, with (B,) that were set before them."""
+    trailing = flags.flip(1).long().cumprod(1).sum(1)
+    return trailing + before * flags.all(1)
 
 
 def _true(flags: list[bool]) -> list[int]:

@@ -1,6 +1,6 @@
 """The façade without a trainer: from a checkpoint alone to text and speech."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lit_spectron.audio_files import find_audio, read_audio
 from lit_spectron.checkpoint import read_checkpoint, rebuilt_config
 from lit_spectron.errors import UserError
 from lit_spectron.files import make_folder
-from lit_spectron.generation import GenerationSettings, generate
+from lit_spectron.generation import Decoding, GenerationSettings, generate
 from lit_spectron.model import SpectronModel
 from lit_spectron.outputs import write_continuation
 from lit_spectron.types import Generation, SpeechBatch
@@ -116,6 +116,50 @@ class SpectronPipeline:
         sound = self.vocoder(generation.log_mel, generation.lengths).clamp(-1, 1).cpu()
         samples = self.model.audio.frames_to_samples(generation.lengths).tolist()
         return generation, [sound[i, :n] for i, n in enumerate(samples)]
+
+    def stream(self, prompt: Tensor, id: str = "", chunk_seconds: float = 0.5) -> Generator[Tensor, None, Generation]:
+        """The sound of `generate`, chunk by chunk, while it is still being decoded.
+
+        Joined, the chunks are what `generate` gives, to rounding. A chunk comes when the frames are decoded that its
+        sound depends on: its own and, after them, as many as the decoder's refinement and the vocoder look ahead, the
+        sum of their ``context_frames``. HiFi-GAN and Vocos look ahead by some tenths of a second, Griffin-Lim, whose
+        phases depend on their neighbours' in every iteration, by 1.2 s with 32 of them and windows of 50 ms
+        (``vocoder.iterations`` trades that for quality). As many frames before a chunk are computed again.
+
+        Args:
+            prompt: Waveform (T,) in [-1, 1] at the model's rate.
+            id: Makes its random numbers its own.
+            chunk_seconds: Length of a chunk; the last one is as long as what is left.
+
+        Yields:
+            Waveforms (T,).
+
+        Returns:
+            What was generated: the value of ``yield from``.
+        """
+        device, lengths = self.model.mel_mean.device, torch.tensor([len(prompt)])
+        decoding = Decoding(self.model, prompt[None].to(device), lengths.to(device), self.settings, [id])
+        ahead = self.model.decoder.context_frames + self.vocoder.context_frames
+        chunk, done = max(1, self.model.audio.seconds_to_frames(chunk_seconds)), 0
+        for _ in decoding:
+            while decoding.said[0] * self.model.decoder.reduction_factor >= done + chunk + ahead:
+                yield self._sound(decoding, done, done + chunk)
+                done += chunk
+        generation = decoding.result()
+        if done < generation.lengths:
+            yield self._sound(decoding, done, int(generation.lengths))
+        return generation
+
+    def _sound(self, decoding: Decoding, first: int, last: int) -> Tensor:
+        """Waveform (T,) of a decoding's frames from ``first`` to ``last``, given what is there of their context."""
+        context, of_refinement = self.vocoder.context_frames, self.model.decoder.context_frames
+        seen = max(0, first - context)
+        start = max(0, seen - of_refinement)
+        log_mel = decoding.spoken()[0][:, start : last + context + of_refinement]
+        lengths = torch.tensor([log_mel.shape[1]], device=log_mel.device)
+        refined = decoding.refined(log_mel, lengths)[:, seen - start : last + context - start]
+        begin, end = (self.model.audio.frames_to_samples(frame - seen) for frame in (first, last))
+        return self.vocoder.excerpt(refined, seen)[0, begin:end].clamp(-1, 1).cpu()
 
     def log_likelihood(
         self,

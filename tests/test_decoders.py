@@ -178,6 +178,17 @@ def test_a_whole_spectrogram_is_refined_once_at_the_end(tiny_model, batch):
 
 
 @every_decoder
+@torch.no_grad()
+def test_a_part_is_refined_as_in_the_whole(cls, audio: AudioSpec):
+    decoder = build(cls, audio)
+    context, frames = decoder.context_frames, torch.randn(1, 90, audio.n_mels)
+    whole = decoder.refine(frames, torch.ones(1, 90, dtype=torch.bool))
+    part = frames[:, 40 - context : 50 + context]
+    part = decoder.refine(part, torch.ones(1, 10 + 2 * context, dtype=torch.bool))[:, context : context + 10]
+    torch.testing.assert_close(part, whole[:, 40:50], atol=1e-5, rtol=1e-5)
+
+
+@every_decoder
 def test_a_tiny_distribution_is_learned(cls):
     """Six LM outputs, each with its own frames: `step` says them, and how many there are."""
     torch.manual_seed(0)

@@ -1,10 +1,12 @@
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lit_spectron.audio import frame_level_db
 from lit_spectron.errors import UserError
-from lit_spectron.generation import GenerationSettings, generate
+from lit_spectron.generation import FROZEN, Decoding, GenerationSettings, _Breaker, generate
 from lit_spectron.masking import gather_positions, lengths_to_mask, pack
 from lit_spectron.model import SpectronModel, split_waveform
 from lit_spectron.types import Generation
@@ -50,11 +52,12 @@ def assert_same(generation: Generation, index: int, alone: Generation) -> None:
 
 
 @pytest.mark.parametrize("prefix_attention", ["bidirectional", "causal"])
-@pytest.mark.parametrize("factor", [1, 3])
+@pytest.mark.parametrize(("factor", "attention"), [(1, "sdpa"), (3, "sdpa"), (3, "eager")])
 @torch.inference_mode()
-def test_decoding_with_a_cache_is_the_teacher_forced_pass(tiny_model, prompts, prefix_attention, factor):
+def test_decoding_with_a_cache_is_the_teacher_forced_pass(tiny_model, prompts, prefix_attention, factor, attention):
     """Fed with what was generated, one uncached pass predicts every token and frame that was generated."""
     model = tiny_model(prefix_attention=prefix_attention, lively=True, reduction_factor=factor)
+    model.llm.network.set_attn_implementation(attention)
     model.set_mel_statistics(torch.full_like(model.mel_mean, -3.0), torch.full_like(model.mel_std, 2.0), 1)
     generation, tokens = generated_tokens(model, prompts, SHORT)
     assert len({tuple(t) for t in tokens}) == 3 and max(len(set(t)) for t in tokens) > 2  # there is something to check
@@ -97,9 +100,11 @@ def test_together_is_one_by_one(tiny_model, prompts, dropout, temperature):
         assert_same(together, i, generate(model, waveform[i : i + 1, :n], lengths[i : i + 1], settings, ids[i : i + 1]))
 
 
-def test_samples_stop_each_at_its_own_pace(tiny_model, prompts):
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_samples_stop_each_at_its_own_pace(tiny_model, prompts, attention):
     """A stop unit that listens: some samples end early, and what the others say does not change."""
     model = tiny_model(lively=True)
+    model.llm.network.set_attn_implementation(attention)
     settings = replace(SHORT, max_speech_seconds=1.0)
     with torch.no_grad():
         model.decoder.stop.weight.normal_(0, 2.0, generator=torch.Generator().manual_seed(1))
@@ -158,6 +163,41 @@ def test_breakers(tiny_model, prompts, value, reason):
     assert generate(model, *prompts[:2], settings).stop_reason == ["length"] * 3
     generation = generate(model, *prompts[:2], replace(settings, **{f"{reason}_seconds": 0.5}))
     assert generation.stop_reason == [reason] * 3 and generation.lengths.tolist() == [40] * 3
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_breakers_count_what_lies_behind(tiny_model, prompts, audio, factor):
+    """Samples that begin at different steps, now and then silent, now and then still: each ends where its last frames,
+    looked at together, say so, and nowhere else."""
+    model = tiny_model(reduction_factor=factor)
+    settings = replace(SHORT, silence_seconds=6 * audio.hop_seconds, repeat_seconds=9 * audio.hop_seconds)
+    breaker = _Breaker(model, settings, *prompts[:2])
+    generator, began = torch.Generator().manual_seed(0), (0, 3, 5)
+
+    def draw() -> torch.Tensor:
+        return torch.rand(3, 1, 1, generator=generator)
+
+    threshold = float(breaker.silence_level_db.max()) / 20 * math.log(10)
+    frames = [torch.full((3, 1, audio.n_mels), threshold + 3)]
+    for _ in range(300 * factor):
+        fresh = torch.where(draw() < 0.5, threshold - 3, threshold + 3) + draw()
+        frames.append(torch.where(draw() < 0.8, frames[-1], fresh))
+    steps, found = torch.cat(frames[1:], 1).unflatten(1, (-1, factor)), set()
+    for n in range(steps.shape[1]):
+        ended = breaker(steps[:, n], torch.tensor([n >= start for start in began])).tolist()
+        for i, start in enumerate(began):
+            own = steps[i, start : n + 1].flatten(0, 1)
+            silent, same = (factor * max(2, count // factor) for count in (6, 9))
+            last = own[-silent:], own[-same:]
+            expected = ""
+            if len(own) >= same and (last[1].diff(dim=0).abs().mean(1) < FROZEN).all():
+                expected = "repeat"
+            if len(own) >= silent and (frame_level_db(last[0]) < breaker.silence_level_db[i]).all():
+                expected = "silence"
+            if n >= start:
+                assert Decoding.REASONS[ended[i]] == expected
+                found.add(expected)
+    assert found == {"", "silence", "repeat"}
 
 
 def test_text_is_cut_off(tiny_model, prompts):

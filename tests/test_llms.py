@@ -1,11 +1,12 @@
 """Language models against Hugging Face's own, and masks against an explicit reference."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedTokenizerFast
 
 from lit_spectron.errors import UserError
 from lit_spectron.llms import HuggingFaceLLM
@@ -92,6 +93,22 @@ def test_padding_and_holes_in_the_cache_change_nothing(llm):
         last = torch.ones(1, 1, 1, length + 1, dtype=torch.bool)
         alone, _ = llm(step[i : i + 1], last, torch.tensor([[length]]), cache)
         torch.testing.assert_close(second[i], alone[0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [0, 5, 12, 40])
+@torch.no_grad()
+def test_the_cache_takes_its_room_once(llm, positions):
+    """Twelve positions, by seven and then one by one, are those of a cache of transformers, which grows every step."""
+    embeddings = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(4))
+    caches, places = (llm.new_cache(positions), DynamicCache()), []
+    for start, end in [(0, 7), *((i, i + 1) for i in range(7, 12))]:
+        mask, numbers = causal(end)[:, :, start:].expand(2, -1, -1, -1), torch.arange(start, end).expand(2, -1)
+        ours, theirs = (llm(embeddings[:, start:end], mask, numbers, cache)[0] for cache in caches)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert caches[0].get_seq_length() == end
+        places.append([(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in caches[0].layers])
+    changes = sum(a != b for a, b in pairwise(places))
+    assert changes == (0 if positions >= 12 else 1)  # doubled
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])

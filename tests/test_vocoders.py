@@ -82,6 +82,23 @@ def test_contract(implementation: type[Vocoder], speech):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda c: c.__name__)
+def test_an_excerpt_sounds_as_in_the_whole(implementation: type[Vocoder], speech):
+    vocoder = build(implementation)
+    if isinstance(vocoder, GriffinLim):  # rounding grows with every iteration
+        vocoder = GriffinLim(vocoder.audio, iterations=8)
+    audio, context = vocoder.audio, vocoder.context_frames
+    waveform = at_rate(speech, audio.sample_rate_hz)
+    log_mel, lengths = LogMelSpectrogram(audio)(waveform, torch.tensor([waveform.shape[1]]))
+    whole, first = vocoder(log_mel, lengths)[0], int(lengths) // 2
+    begin, end = (audio.frames_to_samples(first + n) for n in (0, 8))
+    for missing, same in ((0, True), (context, False)):
+        seen = first - context + missing
+        part = vocoder.excerpt(log_mel[:, seen : first + 8 + context - missing], seen)[0]
+        part = part[audio.frames_to_samples(first - seen) :][: end - begin]
+        assert bool((part - whole[begin:end]).abs().max() < 0.01 * whole.std()) == same
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda c: c.__name__)
 def test_any_prediction_is_survived(implementation: type[Vocoder]):
     vocoder = build(implementation)
     for value in (vocoder.audio.log_mel_floor, 1e4):

@@ -14,10 +14,15 @@ class SpectrogramDecoder(Part, ABC):
     It speaks normalised log-mel. A step is ``reduction_factor`` (r) consecutive frames. An implementation takes the
     `AudioSpec` and the LM's width as its first two arguments, and ``reduction_factor`` as a keyword.
 
+    Attributes:
+        reduction_factor: r.
+        context_frames: How far to each side of a frame `refine` looks.
+
     Shapes: B batch, N steps, r frames a step, F = N * r frames, M mel channels, D LM width.
     """
 
     reduction_factor: int
+    context_frames = 0
     shards_by_layer = False  # small, and asked for every step
 
     @abstractmethod

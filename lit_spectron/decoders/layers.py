@@ -93,6 +93,9 @@ class ConvolutionalPostNet(nn.Module):
         layers: Convolutions; the last one has no tanh, and starts at zero.
         kernel_frames: Frames that a convolution sees.
 
+    Attributes:
+        context_frames: How far to each side of a frame all of them together look.
+
     Source: Shen et al. 2018 (Tacotron 2), section 2.2.
     """
 
@@ -102,6 +105,7 @@ class ConvolutionalPostNet(nn.Module):
         self.convolutions = nn.ModuleList(nn.Conv1d(a, b, kernel_frames, padding="same") for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(layers - 1))
         zeroed(self.convolutions[-1])
+        self.context_frames = layers * (kernel_frames // 2)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         invalid, hidden = ~mask[..., None], frames

@@ -93,6 +93,7 @@ class MelleDecoder(SpectrogramDecoder):
         self.residual = nn.Sequential(nn.Linear(step_size, postnet_size), nn.GELU(), nn.Linear(postnet_size, step_size))
         self.split_frames = nn.Unflatten(-1, (reduction_factor, audio.n_mels))
         self.refiner = ConvolutionalPostNet(audio.n_mels, refiner_channels, refiner_layers, refiner_kernel_frames)
+        self.context_frames = self.refiner.context_frames
         self.stop = StopHead(hidden_size, stop_positive_weight)
 
     def prenet(self, frames: Tensor, random: Random | None = None) -> Tensor:

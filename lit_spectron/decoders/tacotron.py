@@ -57,6 +57,7 @@ class TacotronDecoder(SpectrogramDecoder):
             nn.Unflatten(-1, (reduction_factor, audio.n_mels)),
         )
         self.refiner = ConvolutionalPostNet(audio.n_mels, refiner_channels, refiner_layers, refiner_kernel_frames)
+        self.context_frames = self.refiner.context_frames
         self.stop = StopHead(hidden_size, stop_positive_weight)
 
     def prenet(self, frames: Tensor, random: Random | None = None) -> Tensor:

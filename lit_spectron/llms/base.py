@@ -44,5 +44,5 @@ class LanguageModel(Part, ABC):
         """(..., D) to (..., V)."""
 
     @abstractmethod
-    def new_cache(self) -> Any:
-        """An empty KV cache."""
+    def new_cache(self, positions: int = 0) -> Any:
+        """An empty KV cache, with room for so many positions; more than that make it grow."""

@@ -1,16 +1,57 @@
 """Any causal language model of transformers behind the slot's interface."""
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from lit_spectron.errors import UserError
 from lit_spectron.llms.base import LanguageModel
 from lit_spectron.llms.tokenizer import Tokenizer
 
 Attention = Literal["sdpa", "eager"]
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values (B, heads, K, width) of a layer, in room that is taken once.
+
+    Attention sees views of what is filled: it reads no more than a `DynamicLayer` gives it, which copies all keys
+    and values at every step, and no unfilled position, as of a `StaticLayer`.
+
+    Args:
+        positions: Room for so many. It is doubled as often as need be.
+    """
+
+    def __init__(self, positions: int):
+        super().__init__()
+        self.positions = positions
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.key_room, self.value_room = key_states[:, :, :0], value_states[:, :, :0]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        seen = self.get_seq_length()
+        self.key_room = self._filled(self.key_room, key_states, seen)
+        self.value_room = self._filled(self.value_room, value_states, seen)
+        end = seen + key_states.shape[-2]
+        self.keys, self.values = self.key_room[:, :, :end], self.value_room[:, :, :end]
+        return self.keys, self.values
+
+    def _filled(self, room: Tensor, states: Tensor, seen: int) -> Tensor:
+        batch, heads, new, width = states.shape
+        end = seen + new
+        if end > room.shape[2]:
+            larger = states.new_empty(batch, heads, max(self.positions, end, 2 * seen), width)
+            larger[:, :, :seen] = room[:, :, :seen]
+            room = larger
+        room[:, :, seen:end] = states
+        return room
 
 
 class CausalLM(LanguageModel):
@@ -82,6 +123,6 @@ class CausalLM(LanguageModel):
         cap = getattr(self.network.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * (logits / cap).tanh()
 
-    def new_cache(self) -> Any:
-        # Without the config every layer keeps all keys, and the masks decide: windows and prefixes alike.
-        return DynamicCache()
+    def new_cache(self, positions: int = 0) -> Any:
+        # Every layer keeps all keys, and the masks decide: windows and prefixes alike.
+        return Cache(layer_class_to_replicate=partial(RoomyLayer, positions))  # type: ignore[arg-type]

@@ -26,9 +26,11 @@ class Vocoder(Part, ABC):
 
     Attributes:
         audio: The geometry it was made for.
+        context_frames: How far to each side of a frame it looks.
     """
 
     audio: AudioSpec
+    context_frames: int
 
     @abstractmethod
     def forward(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
@@ -37,18 +39,19 @@ class Vocoder(Part, ABC):
         T is F in samples. A spectrogram sounds the same alone and in a batch of longer ones.
         """
 
+    def excerpt(self, log_mel: Tensor, first_frame: int) -> Tensor:  # noqa: ARG002
+        """Frames (B, F, M) out of the middle of a longer spectrogram, the first being its ``first_frame``, to (B, T).
+
+        What is further than ``context_frames`` from a cut sounds as in the whole.
+        """
+        return self(log_mel, torch.full((len(log_mel),), log_mel.shape[1], device=log_mel.device))
+
     def train(self, mode: bool = True) -> "Vocoder":  # noqa: ARG002
         return super().train(False)
 
 
 class NeuralVocoder(Vocoder):
-    """A frozen network with published weights.
-
-    Attributes:
-        context_frames: How far to each side of a frame the network looks.
-    """
-
-    context_frames: int
+    """A frozen network with published weights."""
 
     @abstractmethod
     def synthesize(self, log_mel: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ class GriffinLim(Vocoder):
 
     Args:
         audio: Any geometry.
-        iterations: Rounds of phase estimation.
+        iterations: Rounds of phase estimation. Each makes a frame's phase depend on those that its window overlaps.
         momentum: Of the fast variant; 0 for the classic algorithm.
 
     Source: Griffin and Lim 1984; Perraudin et al. 2013; for the inverse Lee and Seung 2000.
@@ -34,6 +34,7 @@ class GriffinLim(Vocoder):
         self.audio = audio
         self.iterations = iterations
         self.momentum = momentum
+        self.context_frames = (iterations + 1) * (-(-audio.window_samples // audio.hop_samples) - 1)
         self.register_buffer("window", torch.hann_window(audio.window_samples), persistent=False)
         self.register_buffer("filters", audio.mel_filters(), persistent=False)
         self.register_buffer("inverse_filters", torch.linalg.pinv(self.filters), persistent=False)
@@ -41,16 +42,17 @@ class GriffinLim(Vocoder):
     @torch.no_grad()
     @torch.autocast("cpu", enabled=False)
     @torch.autocast("cuda", enabled=False)
-    def forward(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, log_mel: Tensor, lengths: Tensor, first_frame: int = 0) -> Tensor:
         # Silence after the end: a sample then sounds the same alone and in a batch of longer ones.
         frames = log_mel.shape[1]
         tail = -(-self.audio.window_samples // self.audio.hop_samples)
         # Out-of-range predictions would overflow exp; a magnitude of e^8 is far above full scale.
         mel = log_mel.float().clamp(max=8.0).exp() * lengths_to_mask(lengths, frames)[..., None]
         magnitude = self._linear(F.pad(mel, (0, 0, 0, tail))).transpose(1, 2)
-        # A fixed start makes the same spectrogram sound the same every time.
+        # A start that is fixed for each frame makes the same spectrogram sound the same every time, and in parts.
         generator = torch.Generator().manual_seed(0)
-        phase = torch.rand(magnitude.shape[2], magnitude.shape[1], generator=generator).T * 2 * torch.pi
+        start = torch.rand(first_frame + magnitude.shape[2], magnitude.shape[1], generator=generator)
+        phase = start[first_frame:].T * 2 * torch.pi
         spectrum = torch.polar(magnitude, phase.to(magnitude.device).expand_as(magnitude).contiguous())
         previous = torch.zeros_like(spectrum)
         for _ in range(self.iterations):
@@ -60,6 +62,10 @@ class GriffinLim(Vocoder):
             spectrum = torch.polar(magnitude, estimate.angle())
         waveform = self._istft(spectrum)[:, : self.audio.frames_to_samples(frames)]
         return waveform * lengths_to_mask(self.audio.frames_to_samples(lengths), waveform.shape[1])
+
+    def excerpt(self, log_mel: Tensor, first_frame: int) -> Tensor:
+        lengths = torch.full((len(log_mel),), log_mel.shape[1], device=log_mel.device)
+        return self(log_mel, lengths, first_frame)
 
     def _linear(self, mel: Tensor) -> Tensor:
         """Magnitudes (B, F, bins) that have these mel magnitudes (B, F, M).
