@@ -1,7 +1,11 @@
 """Models of the configs in conf/ with random weights, and batches for them: nothing is downloaded."""
 
+import multiprocessing
+import resource
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
@@ -12,6 +16,7 @@ from lit_spectron.optim import freeze
 from lit_spectron.pipeline import build
 from lit_spectron.types import SpeechBatch
 
+Result = TypeVar("Result")
 SLOTS = ("encoder", "llm", "decoder", "vocoder")
 SMOLLM2 = {"model_type": "llama", "vocab_size": 49152, "tie_word_embeddings": True}
 SMOLLM2_135M = {
@@ -87,6 +92,17 @@ def build_model(config: dict[str, Any]) -> SpectronModel:
     model, _, _ = build(config["model"])
     freeze(model, config["model"]["optimizer"].get("freeze", []))
     return model.train()
+
+
+def in_a_process_of_its_own(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function gives where `peak_bytes` tells of nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_bytes() -> int:
+    """Most memory that was resident since this process began (Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def make_batch(

@@ -11,21 +11,18 @@ float32 on the CPU, forward and backward pass of
   inputs_embeds=..., labels=...)`, with logits at every position, and the same spectrogram decoder. Its loss is checked
   to be ours;
 - bare matrix products: those that our step is made of, as they were seen in it, forward and backward, in its order,
-  into buffers that are there already, with nothing between: no step of this model can be faster on this machine.
+  into buffers that are there already, with nothing between: what a step would take if all else were free.
 
 A second table shows how time and memory of our step grow with the batch, by more utterances and by longer ones.
 """
 
 import argparse
 import math
-import multiprocessing
 import platform
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.shipped import build_model, make_batch, read_config
+from benchmarks.shipped import build_model, in_a_process_of_its_own, make_batch, peak_bytes, read_config
 from lit_spectron.errors import UserError
 from lit_spectron.losses import LossWeights
 from lit_spectron.masking import gather_positions, pack
@@ -44,6 +41,7 @@ from lit_spectron.types import SpeechBatch
 
 Losses = Callable[[SpectronModel, SpeechBatch], dict[str, Tensor]]
 SCALES = (0.5, 1.0, 2.0, 4.0)
+GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,9 @@ def hugging_face(model: SpectronModel, batch: SpeechBatch) -> dict[str, Tensor]:
     )
     speech = gather_positions(output.hidden_states[-1], packed.speech_index)
     return {"text": output.loss, **model.decoder.loss(speech, frames, mask)[0]}
+
+
+STEPS: dict[str, Losses] = {"ours": ours, "Hugging Face": hugging_face}
 
 
 class MatrixProducts(TorchDispatchMode):
@@ -198,12 +199,20 @@ def prepare(workload: Workload) -> tuple[SpectronModel, LossWeights]:
     return build_model(config), LossWeights(**config["model"].get("loss_weights", {}))
 
 
+def peak(workload: Workload, name: str) -> int:
+    """Most memory that a process with nothing but one of `STEPS` takes, in bytes."""
+    model, weights = prepare(workload)
+    for _ in range(2):
+        step_of(model, workload.batch(model), weights, STEPS[name])()
+    return peak_bytes()
+
+
 def beside(workload: Workload) -> list[str]:
     """Lines of the table of ours, Hugging Face's and bare matrix products."""
     model, weights = prepare(workload)
     batch = workload.batch(model)
-    steps = {"ours": ours, "Hugging Face": hugging_face}
-    functions = {name: step_of(model, batch, weights, losses) for name, losses in steps.items()}
+    functions = {name: step_of(model, batch, weights, losses) for name, losses in STEPS.items()}
+    peaks = {name: f"{in_a_process_of_its_own(peak, workload, name) / GIBIBYTE:.2f}" for name in STEPS}
     texts = [step() for step in functions.values()]
     if not math.isclose(*texts, rel_tol=1e-4):
         raise RuntimeError(f"not the same step: text losses of {texts}")
@@ -217,11 +226,13 @@ def beside(workload: Workload) -> list[str]:
             f"{positions / value:,.0f}",
             f"{value / seconds['ours']:.2f}",
             f"{seconds['bare matrix products'] / value:.0%}",
+            peaks.get(name, ""),
         ]
         for name, value in seconds.items()
     ]
     operations = sum(2 * math.prod(shape) for shape in shapes)
     speed = operations / seconds["bare matrix products"]
+    header = ["step", "seconds", "positions a second", "seconds / ours", "of the limit", "peak memory, GiB"]
     return [
         f"{workload.config}, random weights, {workload.utterances} utterances of {workload.prompt_seconds:g} s prompt, "
         f"{workload.text_tokens} tokens and {workload.continuation_seconds:g} s continuation: {positions:,} positions "
@@ -229,9 +240,7 @@ def beside(workload: Workload) -> list[str]:
         f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}. "
         f"{len(shapes):,} matrix products, {operations / 1e9:,.0f} GFLOP at {speed / 1e9:,.0f} GFLOP/s.",
         "",
-        *markdown_table(
-            ["step", "seconds", "positions a second", "seconds / ours", "of the bare products' speed"], rows
-        ),
+        *markdown_table(header, rows),
     ]
 
 
@@ -243,8 +252,7 @@ def grow(workload: Workload, by: str) -> list[list[str]]:
         scaled = workload.scaled(by, factor)
         step = step_of(model, scaled.batch(model), weights, ours)
         seconds = medians({"ours": step}, max(1, workload.rounds // 2))["ours"]
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        found.append((factor, scaled.positions(model), seconds, peak))
+        found.append((factor, scaled.positions(model), seconds, peak_bytes() / GIBIBYTE))
     unit = found[SCALES.index(1.0)][2] / found[SCALES.index(1.0)][1]
     smallest, largest = found[0], found[-1]
     # Memory that does not depend on the batch (weights, gradients) shows as where the line through the ends begins.
@@ -255,10 +263,10 @@ def grow(workload: Workload, by: str) -> list[list[str]]:
             f"{positions:,}",
             f"{seconds:.3f}",
             f"{seconds / positions / unit:.2f}",
-            f"{peak:.2f}",
-            f"{peak / (smallest[3] + slope * (positions - smallest[1])):.2f}",
+            f"{memory:.2f}",
+            f"{memory / (smallest[3] + slope * (positions - smallest[1])):.2f}",
         ]
-        for factor, positions, seconds, peak in found
+        for factor, positions, seconds, memory in found
     ]
 
 
@@ -266,8 +274,7 @@ def growth(workload: Workload) -> list[str]:
     """Lines of the table of growth."""
     rows: list[list[str]] = []
     for by in ("utterances", "seconds"):
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            rows += pool.submit(grow, workload, by).result()
+        rows += in_a_process_of_its_own(grow, workload, by)
     header = [
         "batch",
         "positions",
