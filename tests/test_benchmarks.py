@@ -48,9 +48,9 @@ def test_hugging_faces_step_is_the_same_step(audio):
     torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("encoder", [ConformerEncoder, WhisperEncoder])
-def test_every_matrix_product_is_seen(audio, encoder):
-    model = model_of(audio, encoder, "eager")
+def test_every_matrix_product_is_seen(audio):
+    # Not a Conformer: of grouped convolutions torch counts too many operations in the backward pass.
+    model = model_of(audio, WhisperEncoder, "eager")
     step = training.step_of(model, shipped.make_batch(model, 2, 0.5, 0.5, 5), LossWeights(), training.ours)
     with FlopCounterMode(display=False) as counter:
         step()
