@@ -9,6 +9,7 @@ step run on this one's CPU.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,10 +21,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.shipped import build_model, in_a_process_of_its_own, make_batch, peak_bytes, read_config
-from benchmarks.training import Workload, medians, ours, prepare, step_of
+from benchmarks.training import MatrixProducts, Workload, medians, ours, prepare, step_of
 from lit_spectron.errors import UserError
 from lit_spectron.losses import LossWeights
 from lit_spectron.model import SpectronModel
@@ -135,13 +135,13 @@ def computed(config: dict[str, Any], utterance: Utterance) -> Size:
         )
         # Lengths and tokens are real: shapes depend on them.
         batch = replace(batch, waveform=fake.from_tensor(batch.waveform))
-        counter = FlopCounterMode(display=False)
-        with NothingMasked(), counter, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        products = MatrixProducts()
+        with NothingMasked(), products, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
             tensors = [*model.parameters(), *model.buffers()]
             loss, kept = kept_bytes(lambda batch=batch: weights.total(model(batch).losses), tensors)
-        with counter:
+        with products:
             loss.backward()
-        found.append((kept, counter.get_total_flops()))
+        found.append((kept, sum(2 * math.prod(shape) for shape in products.shapes)))
     (first, operations), (second, _) = found
     parameters = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in PARTS}
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
