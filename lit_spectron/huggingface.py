@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from lit_spectron.errors import UserError
 
@@ -81,3 +81,15 @@ def named_errors(key: str, source: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{key}: {source} can't be loaded: {reason}") from error
+
+
+def frozen_causal_lm(key: str, source: str, folder: Path, device: torch.device) -> tuple[Any, Any]:
+    """Tokenizer and network, in float32, of a causal LM that only judges.
+
+    Raises:
+        UserError: It can't be loaded; names ``key`` and ``source``.
+    """
+    with named_errors(key, source):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return tokenizer, network.requires_grad_(False).eval().to(device)

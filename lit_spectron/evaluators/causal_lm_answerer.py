@@ -41,15 +41,10 @@ class CausalLMAnswerer(TextAnswerer):
         return find_model("CausalLMAnswerer.source", self.source, others=("*.json", "*.txt", "*.model", "*.jinja"))
 
     def load(self, device: torch.device) -> Any:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from lit_spectron.huggingface import named_errors
+        from lit_spectron.huggingface import frozen_causal_lm
 
         folder, _ = self._find()
-        with named_errors("CausalLMAnswerer.source", self.source):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return tokenizer, network.requires_grad_(False).eval().to(device)
+        return frozen_causal_lm("CausalLMAnswerer.source", self.source, folder, device)
 
     @torch.inference_mode()
     def answer(self, questions: Sequence[str], device: torch.device | str = "cpu") -> list[str]:

@@ -39,15 +39,10 @@ class CausalLMScorer(TextScorer):
         return find_model("CausalLMScorer.source", self.source)[1]
 
     def load(self, device: torch.device) -> Any:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from lit_spectron.huggingface import named_errors
+        from lit_spectron.huggingface import frozen_causal_lm
 
         folder, _ = find_model("CausalLMScorer.source", self.source)
-        with named_errors("CausalLMScorer.source", self.source):
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        return tokenizer, network.requires_grad_(False).eval().to(device)
+        return frozen_causal_lm("CausalLMScorer.source", self.source, folder, device)
 
     @torch.inference_mode()
     def score(self, texts: Sequence[str], device: torch.device | str = "cpu") -> list[TextScore]:
