@@ -17,6 +17,7 @@ former there were.
 
 import argparse
 import json
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -27,6 +28,7 @@ import torch
 from datamodules.cuts import read_cuts
 from datamodules.manifest import Utterance
 from lit_spectron.audio_files import read_audio
+from lit_spectron.errors import UserError
 from lit_spectron.evaluators import ResemblyzerEmbedder, WhisperRecognizer
 from lit_spectron.generation import silent_frames
 from lit_spectron.pipeline import SpectronPipeline
@@ -141,4 +143,8 @@ def as_records(utterances: list[Utterance], texts: list[str], transcripts: dict[
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
