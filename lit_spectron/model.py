@@ -18,7 +18,7 @@ from lit_spectron.errors import UserError
 from lit_spectron.llms import LanguageModel
 from lit_spectron.losses import text_loss
 from lit_spectron.masking import gather_positions, lengths_to_mask, pack
-from lit_spectron.projection import LetterProjection, Projection, ProjectionSettings
+from lit_spectron.projection import LetterProjection, Projection, ProjectionSettings, TokenProjection
 from lit_spectron.types import SpectronOutput, SpeechBatch
 
 EncoderFactory = Callable[[AudioSpec], SpeechEncoder]
@@ -73,7 +73,13 @@ class SpectronModel(nn.Module):
         self.register_buffer("mel_frames", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def _build_projection(self, settings: ProjectionSettings) -> Projection | LetterProjection:
+    def _build_projection(self, settings: ProjectionSettings) -> Projection | LetterProjection | TokenProjection:
+        if settings.kind == "tokens":
+            if self.encoder.vocabulary is None:
+                raise UserError(f"model.projection.kind: {type(self.encoder).__name__} does not tell tokens")
+            tokenizer, lower = self.llm.tokenizer, settings.lower_case
+            spellings = [tokenizer.encode(t.lower() if lower else t) for t in self.encoder.vocabulary]
+            return TokenProjection(self.encoder.output_dim, self.llm.hidden_size, spellings, tokenizer.sos_id)
         if settings.kind != "letters":
             return Projection(self.encoder.output_dim, self.llm.hidden_size, settings)
         tokens = [self.llm.tokenizer.encode(letter)[0] for letter in LetterProjection.LETTERS]
@@ -127,7 +133,10 @@ class SpectronModel(nn.Module):
 
     def encode_prompt(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Prompts (B, T) with lengths (B,) in samples to the LM's prefix (B, S, D) and its lengths (B,)."""
-        return self.projection(*self.encoder(waveform, lengths))
+        features, lengths = self.encoder(waveform, lengths)
+        if isinstance(self.projection, TokenProjection):
+            return self.projection(features, lengths, *self.encoder.read(features), self.llm.embed)
+        return self.projection(features, lengths)
 
     def text_input(self, tokens: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, U) to ids (B, U + 2) with sos before and eos right after each sample's tokens, and the lengths."""

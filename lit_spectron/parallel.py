@@ -17,7 +17,7 @@ from lit_spectron.part import Part
 from lit_spectron.types import SpeechBatch
 
 # What the slots' bases let others call besides `forward`.
-ENTRY_POINTS = ("embed", "logits", "prenet", "loss", "step", "refine")
+ENTRY_POINTS = ("embed", "logits", "prenet", "loss", "step", "refine", "read")
 
 
 def layers(part: nn.Module) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """P_s: the encoder's features to the LM's prefix."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,24 +18,31 @@ class ProjectionSettings:
 
     Args:
         downsampling: Features that become one prefix position; 1 keeps the encoder's rate.
-        kind: How they are joined: ``stack`` side by side, a strided ``convolution`` that also sees their neighbours, or
-            ``letters``: those that are heard, by CTC, as one letter (`LetterProjection`), whatever their number.
+        kind: How they are joined: ``stack`` side by side, a strided ``convolution`` that also sees their neighbours,
+            ``letters``: those that are heard, by CTC, as one letter (`LetterProjection`), whatever their number, or
+            ``tokens``: not at all, where the encoder itself tells what each of them says (`TokenProjection`).
         hidden_size: Width of a hidden layer; null for one linear map, as in the paper.
         context: Of letters: features, an odd number, by which it is told what the middle one of them says.
         dropout: Of letters: share of features and of hidden values that is dropped while training.
+        lower_case: Of tokens: whether the LM reads them in lower case, where its texts are.
     """
 
     downsampling: int = 1
-    kind: Literal["stack", "convolution", "letters"] = "stack"
+    kind: Literal["stack", "convolution", "letters", "tokens"] = "stack"
     hidden_size: int | None = None
     context: int = 1
     dropout: float = 0.0
+    lower_case: bool = False
 
     def __post_init__(self) -> None:
         if self.downsampling < 1 or (self.hidden_size is not None and self.hidden_size < 1):
             raise UserError("model.projection: downsampling and hidden_size must be positive")
         if self.kind == "letters" and (self.downsampling > 1 or self.hidden_size is None):
             raise UserError("model.projection: kind letters needs a hidden_size, and no downsampling")
+        if self.kind == "tokens" and (self.downsampling > 1 or self.hidden_size is not None):
+            raise UserError("model.projection: kind tokens has no use for downsampling and hidden_size")
+        if self.kind != "tokens" and self.lower_case:
+            raise UserError(f"model.projection: kind {self.kind} has no use for lower_case")
         if self.kind != "letters" and (self.context > 1 or self.dropout):
             raise UserError(f"model.projection: kind {self.kind} has no use for context and dropout")
         if self.context < 1 or self.context % 2 == 0 or not 0 <= self.dropout < 1:
@@ -160,3 +168,60 @@ class LetterProjection(nn.Module):
         sizes = torch.tensor([len(text) for text in spelled], device=features.device)
         scores = self.listen(features, lengths)[1].log_softmax(2)
         return F.ctc_loss(scores.transpose(0, 1), targets, lengths, sizes, self.BLANK, zero_infinity=True)
+
+
+class TokenProjection(nn.Module):
+    """Features (B, S, E) that stand for tokens of the encoder's to what the LM takes for the same words.
+
+    A position is the sum of the LM's own embeddings by the tokens' probabilities, and a map of the feature, zero at
+    first: the LM starts by reading what was heard, with all that it knows of these words. A feature that stands for no
+    token counts as sos: then the prefix begins as a text does, and to write it once more is what LMs do unasked.
+
+    Args:
+        input_size: Width E of the features.
+        output_size: Width D of the LM.
+        spellings: For each token of the encoder, ids of the LM's tokens for the same words; may be empty.
+        sos_id: The LM's first token of every text.
+
+    Source: sums of LLM embeddings by a recogniser's probabilities, LegoSLM (Ma et al. 2025), there of CTC.
+    """
+
+    PIECES = 4  # of one token; the rest of a longer spelling is left out
+    positions_per_feature = 1.0
+
+    spellings: Tensor
+
+    def __init__(self, input_size: int, output_size: int, spellings: list[list[int]], sos_id: int):
+        super().__init__()
+        self.sos_id = sos_id
+        self.map = nn.Linear(input_size, output_size)
+        nn.init.zeros_(self.map.weight)
+        nn.init.zeros_(self.map.bias)
+        padded = [(ids + [-1] * self.PIECES)[: self.PIECES] for ids in spellings]
+        self.register_buffer("spellings", torch.tensor(padded, dtype=torch.int32))
+
+    def forward(
+        self,
+        features: Tensor,
+        lengths: Tensor,
+        probabilities: Tensor,
+        tokens: Tensor,
+        embed: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            features: (B, S, E).
+            lengths: (B,).
+            probabilities: (B, S, K) of the likeliest tokens of each feature; all 0 where it stands for none.
+            tokens: (B, S, K) their ids.
+            embed: The LM's embeddings, (B, X) to (B, X, D).
+        """
+        pieces = self.spellings[tokens].long()
+        known = pieces >= 0
+        weights = probabilities[..., None] * known / known.sum(3, keepdim=True).clamp(min=1)
+        pieces = pieces.where(known, self.sos_id).flatten(2)
+        read = torch.einsum(
+            "bsn,bsnd->bsd", weights.flatten(2), embed(pieces.flatten(1)).unflatten(1, pieces.shape[1:])
+        )
+        sos = embed(torch.full_like(pieces[:1, :1, 0], self.sos_id))
+        return torch.where(probabilities.sum(2, keepdim=True) > 0, read, sos) + self.map(features), lengths

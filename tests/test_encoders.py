@@ -11,17 +11,27 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSpeechSeq2Seq,
+    GenerationConfig,
     SeamlessM4TFeatureExtractor,
     Wav2Vec2FeatureExtractor,
     WhisperFeatureExtractor,
+    WhisperTokenizer,
 )
 
 from lit_spectron import encoders
 from lit_spectron.audio import AudioSpec, SpecAugment
-from lit_spectron.encoders import SpeechEncoder, Wav2Vec2BertEncoder, Wav2Vec2Encoder, WhisperEncoder
+from lit_spectron.encoders import (
+    SpeechEncoder,
+    Wav2Vec2BertEncoder,
+    Wav2Vec2Encoder,
+    WhisperEncoder,
+    WhisperTranscriptEncoder,
+)
+from lit_spectron.encoders.whisper import search_settings
 from lit_spectron.errors import UserError
 from lit_spectron.masking import lengths_to_mask
 from lit_spectron.model import SpectronModel
+from lit_spectron.word_errors import words
 from tests.discovery import implementations
 from tests.tiny import ENCODERS
 
@@ -45,7 +55,7 @@ def noise(audio: AudioSpec, *seconds: float) -> tuple[torch.Tensor, torch.Tensor
 
 def variants(cls: type[SpeechEncoder]) -> list[dict]:
     found: list[dict] = [{}]
-    if cls in LAYERED:
+    if cls in LAYERED and cls is not WhisperTranscriptEncoder:
         found += [{"layer": layer} for layer in (1, "weighted")]
     if cls is Wav2Vec2Encoder:
         config = ENCODERS[cls.__name__]["config"]
@@ -74,7 +84,10 @@ def test_shapes_rate_and_padding(cls, changes, audio: AudioSpec):
     assert features.shape == (3, int(feature_lengths.max()), encoder.output_dim) and features.isfinite().all()
     assert encoder.sample_rate_hz == audio.sample_rate_hz
     expected = lengths / encoder.sample_rate_hz * encoder.frames_per_second
-    assert ((feature_lengths - expected).abs() <= 1.5).all()
+    if cls is WhisperTranscriptEncoder:  # as many as there are tokens, and two
+        assert (feature_lengths >= 2).all() and (feature_lengths <= expected + 3).all()
+    else:
+        assert ((feature_lengths - expected).abs() <= 1.5).all()
     for i, n in enumerate(feature_lengths.tolist()):
         alone, length = encoder(waveform[i : i + 1, : lengths[i]], lengths[i : i + 1])
         assert int(length) == n == alone.shape[1]
@@ -129,7 +142,7 @@ def test_layers_are_those_of_hugging_face(cls, changes, audio: AudioSpec):
 @pytest.mark.parametrize("cls", LAYERED, ids=lambda c: c.__name__)
 def test_what_is_loaded_and_what_is_rebuilt_learn_the_same(cls, audio: AudioSpec, tmp_path):
     fields = dict(ENCODERS[cls.__name__]["config"])
-    auto_class = AutoModelForSpeechSeq2Seq if cls is WhisperEncoder else AutoModel
+    auto_class = AutoModelForSpeechSeq2Seq if cls.__name__.startswith("Whisper") else AutoModel
     auto_class.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields)).save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     loaded = cls(audio, source=str(tmp_path))
@@ -140,7 +153,7 @@ def test_what_is_loaded_and_what_is_rebuilt_learn_the_same(cls, audio: AudioSpec
 
 @pytest.mark.parametrize("cls", LAYERED, ids=lambda c: c.__name__)
 def test_mistakes_are_named(cls, audio: AudioSpec):
-    for layer in (3, 0):
+    for layer in (3, 0) if {"layer": 1} in variants(cls) else ():
         with pytest.raises(UserError, match="1 to 2"):
             build(cls, audio, layer=layer)
     with pytest.raises(UserError, match="no such file or folder: /nowhere"):
@@ -159,7 +172,9 @@ def test_another_sampling_rate_is_refused(tiny_model):
         SpectronModel(spec, lambda a: build(WhisperEncoder, a), tiny_model().llm, lambda *_: tiny_model().decoder)
 
 
-@pytest.mark.parametrize("cls", [WhisperEncoder, Wav2Vec2BertEncoder], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "cls", [WhisperEncoder, WhisperTranscriptEncoder, Wav2Vec2BertEncoder], ids=lambda c: c.__name__
+)
 def test_spec_augment_masks_while_training_only(cls, audio: AudioSpec):
     encoder, plain = build(cls, audio, spec_augment=SpecAugment(2, 20, 2, 0.2)), build(cls, audio)
     batch = noise(audio, 1.0)
@@ -187,6 +202,58 @@ def test_whisper_is_hugging_faces_on_thirty_seconds(audio: AudioSpec, tmp_path):
     whisper = AutoModelForSpeechSeq2Seq.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields)).eval()
     whisper.save_pretrained(tmp_path)
     compare_whisper(whisper, str(tmp_path), audio)
+
+
+@torch.no_grad()
+def test_transcripts_are_those_of_hugging_face(audio: AudioSpec, tmp_path):
+    """Of 30 s: the same tokens as its `generate`, and the states that its decoder has before each of them."""
+    fields = dict(ENCODERS["WhisperTranscriptEncoder"]["config"])
+    whisper = AutoModelForSpeechSeq2Seq.from_config(AutoConfig.for_model(fields.pop("model_type"), **fields)).eval()
+    whisper.generation_config.update(begin_suppress_tokens=[2, 5], suppress_tokens=[7], no_timestamps_token_id=3)
+    whisper.save_pretrained(tmp_path)
+    compare_transcripts(whisper, str(tmp_path), audio)
+
+
+@pytest.mark.skipif(not (SHARED / "models/whisper-tiny.en").is_dir(), reason="no Whisper weights in ../shared")
+@torch.no_grad()
+def test_pretrained_transcripts_are_those_of_hugging_face(audio: AudioSpec):
+    source = str(SHARED / "models/whisper-tiny.en")
+    whisper = AutoModelForSpeechSeq2Seq.from_pretrained(source, dtype=torch.float32).eval()
+    text = WhisperTokenizer.from_pretrained(source).decode(compare_transcripts(whisper, source, audio)[0])
+    assert len(words(text)) > 10
+
+
+def test_a_multilingual_whisper_is_told_the_language():
+    settings = GenerationConfig(
+        decoder_start_token_id=1,
+        eos_token_id=2,
+        no_timestamps_token_id=9,
+        lang_to_id={"<|en|>": 5, "<|de|>": 6},
+        task_to_id={"transcribe": 7, "translate": 8},
+    )
+    wanted = {"start": [1, 6, 7, 9], "end": 2, "never": [], "not_first": []}
+    assert search_settings(settings, "de") == wanted
+    for language, message in ((None, "name one"), ("xx", "knows no xx")):
+        with pytest.raises(UserError, match=rf"model\.encoder\.language: .*{message}"):
+            search_settings(settings, language)
+    with pytest.raises(UserError, match="knows no en"):
+        search_settings(GenerationConfig(decoder_start_token_id=1, eos_token_id=2), "en")
+
+
+def compare_transcripts(whisper, source: str, audio: AudioSpec) -> torch.Tensor:
+    """Asserts equality; returns the tokens."""
+    encoder = WhisperTranscriptEncoder(audio, source, tokens_per_second=0.8).eval()
+    speech = np.resize(real_speech(10.0), 480000)
+    heard = torch.from_numpy(WhisperFeatureExtractor()(speech, sampling_rate=16000)["input_features"])
+    wanted = whisper.generate(heard, max_new_tokens=24, num_beams=1, return_timestamps=False)[0]
+    features, lengths = encoder(torch.from_numpy(speech)[None], torch.tensor([480000]))
+    start = encoder.search["start"]
+    tokens = torch.cat([torch.tensor(start), wanted[wanted != encoder.search["end"]]])[None]
+    states = whisper.model(heard, decoder_input_ids=tokens)
+    torch.testing.assert_close(features[0, 0], states.encoder_last_hidden_state[0].mean(0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(features[0, 1:], states.last_hidden_state[0, len(start) - 1 :], atol=1e-4, rtol=1e-4)
+    assert lengths.tolist() == [tokens.shape[1] - len(start) + 2]
+    return tokens
 
 
 def compare_whisper(whisper, source: str, audio: AudioSpec) -> tuple[float, float]:

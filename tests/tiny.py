@@ -2,6 +2,22 @@
 
 from typing import Any
 
+_WHISPER: dict[str, Any] = {
+    "model_type": "whisper",
+    "d_model": 16,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 32,
+    "vocab_size": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "begin_suppress_tokens": [],
+}
 ENCODERS: dict[str, dict[str, Any]] = {
     "ConformerEncoder": {
         "hidden_size": 16,
@@ -31,23 +47,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
             "num_conv_pos_embedding_groups": 2,
         }
     },
-    "WhisperEncoder": {
-        "config": {
-            "model_type": "whisper",
-            "d_model": 16,
-            "encoder_layers": 2,
-            "encoder_attention_heads": 2,
-            "encoder_ffn_dim": 32,
-            "decoder_layers": 1,
-            "decoder_attention_heads": 2,
-            "decoder_ffn_dim": 32,
-            "vocab_size": 16,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "decoder_start_token_id": 1,
-        }
-    },
+    "WhisperEncoder": {"config": _WHISPER},
+    "WhisperTranscriptEncoder": {"config": _WHISPER},
 }
 
 _SIZE = {

@@ -14,13 +14,16 @@ class SpeechEncoder(Part, ABC):
 
     Attributes:
         output_dim: Width E of the features.
-        frames_per_second: Features a second.
+        frames_per_second: Features a second; the most, where they follow what is said.
         sample_rate_hz: Rate of the waveforms it takes.
+        vocabulary: The tokens that features stand for, where they do (`read`); None otherwise. Only a start of training
+            needs their strings.
     """
 
     output_dim: int
     frames_per_second: float
     sample_rate_hz: int
+    vocabulary: list[str] | None = None
 
     @abstractmethod
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,3 +35,11 @@ class SpeechEncoder(Part, ABC):
         Returns:
             features (B, S, E) and lengths (B,) in features. Padding changes no valid feature.
         """
+
+    def read(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What features (B, S, E) stand for, of encoders that have a ``vocabulary``.
+
+        Returns:
+            Probabilities of the likeliest tokens (B, S, K), all 0 for a feature that stands for none, and their ids.
+        """
+        raise NotImplementedError
