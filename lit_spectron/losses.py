@@ -18,22 +18,15 @@ class LossWeights:
         text: Of the cross-entropy over the transcript and eos.
         spectrogram: lambda_r, of the decoder's spectrogram terms together (paper: 0.1).
         stop: Of the learned stop.
-        letters: Of a projection that spells (`model.projection.kind`). If it alone has a weight, the LM is not run in
-            training.
     """
 
     text: float = 1.0
     spectrogram: float = 0.1
     stop: float = 0.1
-    letters: float = 0.3
-
-    @property
-    def need_lm(self) -> bool:
-        return any((self.text, self.spectrogram, self.stop))
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         """The weighted sum; what has no weight of its own is a spectrogram term."""
-        weights = {"text": self.text, "stop": self.stop, "letters": self.letters}
+        weights = {"text": self.text, "stop": self.stop}
         return torch.stack([weights.get(name, self.spectrogram) * loss for name, loss in losses.items()]).sum()
 
 

@@ -18,7 +18,7 @@ from lit_spectron.errors import UserError
 from lit_spectron.llms import LanguageModel
 from lit_spectron.losses import text_loss
 from lit_spectron.masking import gather_positions, lengths_to_mask, pack
-from lit_spectron.projection import LetterProjection, Projection, ProjectionSettings, TokenProjection
+from lit_spectron.projection import Projection, ProjectionSettings, TokenProjection
 from lit_spectron.types import SpectronOutput, SpeechBatch
 
 EncoderFactory = Callable[[AudioSpec], SpeechEncoder]
@@ -72,20 +72,14 @@ class SpectronModel(nn.Module):
         self.register_buffer("mel_std", torch.ones(audio.n_mels))
         self.register_buffer("mel_frames", torch.zeros((), dtype=torch.long))
 
-    @torch.no_grad()
-    def _build_projection(self, settings: ProjectionSettings) -> Projection | LetterProjection | TokenProjection:
-        if settings.kind == "tokens":
-            if self.encoder.vocabulary is None:
-                raise UserError(f"model.projection.kind: {type(self.encoder).__name__} does not tell tokens")
-            tokenizer, lower = self.llm.tokenizer, settings.lower_case
-            spellings = [tokenizer.encode(t.lower() if lower else t) for t in self.encoder.vocabulary]
-            return TokenProjection(self.encoder.output_dim, self.llm.hidden_size, spellings, tokenizer.sos_id)
-        if settings.kind != "letters":
+    def _build_projection(self, settings: ProjectionSettings) -> Projection | TokenProjection:
+        if settings.kind != "tokens":
             return Projection(self.encoder.output_dim, self.llm.hidden_size, settings)
-        tokens = [self.llm.tokenizer.encode(letter)[0] for letter in LetterProjection.LETTERS]
-        embeddings = self.llm.embed(torch.tensor([tokens]))[0]
-        size, hidden_size = self.encoder.output_dim, settings.hidden_size or 0
-        return LetterProjection(size, hidden_size, embeddings, settings.context, settings.dropout)
+        if self.encoder.vocabulary is None:
+            raise UserError(f"model.projection.kind: {type(self.encoder).__name__} does not tell tokens")
+        tokenizer, lower = self.llm.tokenizer, settings.lower_case
+        spellings = [tokenizer.encode(t.lower() if lower else t) for t in self.encoder.vocabulary]
+        return TokenProjection(self.encoder.output_dim, self.llm.hidden_size, spellings, tokenizer.sos_id)
 
     @property
     def positions_per_second(self) -> tuple[float, float]:
@@ -184,17 +178,10 @@ class SpectronModel(nn.Module):
         speech_hidden = gather_positions(hidden, packed.speech_index)
         losses, prediction = self.decoder.loss(speech_hidden, frames, frame_mask)
         return SpectronOutput(
-            losses={"text": text_loss(logits, tokens[:, 1:], packed.text_mask), **losses, **self.letter_loss(batch)},
+            losses={"text": text_loss(logits, tokens[:, 1:], packed.text_mask), **losses},
             frames=self.denormalise(prediction),
             frame_mask=frame_mask,
         )
-
-    def letter_loss(self, batch: SpeechBatch) -> dict[str, Tensor]:
-        """How well the projection spells whole utterances, where it does (`LetterProjection`). The LM doesn't run."""
-        if not isinstance(self.projection, LetterProjection):
-            return {}
-        features, lengths = self.encoder(batch.waveform, batch.lengths)
-        return {"letters": self.projection.loss(features, lengths, batch.text)}
 
 
 def split_waveform(waveform: Tensor, lengths: Tensor, prompt_samples: Tensor) -> tuple[Tensor, Tensor]:

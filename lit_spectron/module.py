@@ -3,7 +3,7 @@
 import os
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import partial
 from itertools import islice
 from typing import Any, Literal
@@ -67,8 +67,8 @@ class LitSpectron(L.LightningModule):
         activation_checkpointing: bool = False,
     ):
         super().__init__()
-        if not loss_weights.need_lm and projection.kind != "letters":
-            raise UserError("model.loss_weights: all are 0, and no projection spells: there is nothing to train")
+        if not any(astuple(loss_weights)):
+            raise UserError("model.loss_weights: all are 0: there is nothing to train")
         self.model = SpectronModel(audio, encoder, llm, decoder, prefix_attention, projection)
         freeze(self.model, optimizer.freeze)
         if activation_checkpointing:
@@ -110,14 +110,12 @@ class LitSpectron(L.LightningModule):
         weight = len(batch) * self.trainer.world_size
         if not weight:
             batch = stand_in(self.model, batch.split, self.device)
-        run_lm = stage != "train" or self.loss_weights.need_lm
-        losses = self.model(batch).losses if run_lm else self.model.letter_loss(batch)
+        losses = self.model(batch).losses
         total = self.loss_weights.total(losses)
         named = {f"{stage}/loss_{name}": value for name, value in losses.items()}
         # There whatever the decoder calls its terms: configs choose the best checkpoint by it.
-        terms = [value for name, value in losses.items() if name not in ("text", "stop", "letters")]
-        if terms:
-            named.setdefault(f"{stage}/loss_spectrogram", torch.stack(terms).sum())
+        terms = [value for name, value in losses.items() if name not in ("text", "stop")]
+        named.setdefault(f"{stage}/loss_spectrogram", torch.stack(terms).sum())
         if weight or stage != "train":
             self.log_dict(named, batch_size=weight, sync_dist=stage != "train")
             self.log(f"{stage}/loss", total, batch_size=weight, sync_dist=stage != "train", prog_bar=True)

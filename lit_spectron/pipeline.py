@@ -231,7 +231,7 @@ class SpectronPipeline:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(self.settings.seed)
             losses = model(batch).losses
-        frames = [value for name, value in losses.items() if name not in ("text", "stop", "letters")]
+        frames = [value for name, value in losses.items() if name not in ("text", "stop")]
         return Likelihood(
             text=-float(losses["text"]) * (tokens.shape[1] + 1),
             tokens=tokens.shape[1] + 1,

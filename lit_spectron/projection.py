@@ -18,35 +18,24 @@ class ProjectionSettings:
 
     Args:
         downsampling: Features that become one prefix position; 1 keeps the encoder's rate.
-        kind: How they are joined: ``stack`` side by side, a strided ``convolution`` that also sees their neighbours,
-            ``letters``: those that are heard, by CTC, as one letter (`LetterProjection`), whatever their number, or
-            ``tokens``: not at all, where the encoder itself tells what each of them says (`TokenProjection`).
+        kind: How they are joined: ``stack`` side by side, or a strided ``convolution`` that also sees their neighbours.
+            With ``tokens`` they are not: the encoder tells what each of them says (`TokenProjection`).
         hidden_size: Width of a hidden layer; null for one linear map, as in the paper.
-        context: Of letters: features, an odd number, by which it is told what the middle one of them says.
-        dropout: Of letters: share of features and of hidden values that is dropped while training.
         lower_case: Of tokens: whether the LM reads them in lower case, where its texts are.
     """
 
     downsampling: int = 1
-    kind: Literal["stack", "convolution", "letters", "tokens"] = "stack"
+    kind: Literal["stack", "convolution", "tokens"] = "stack"
     hidden_size: int | None = None
-    context: int = 1
-    dropout: float = 0.0
     lower_case: bool = False
 
     def __post_init__(self) -> None:
         if self.downsampling < 1 or (self.hidden_size is not None and self.hidden_size < 1):
             raise UserError("model.projection: downsampling and hidden_size must be positive")
-        if self.kind == "letters" and (self.downsampling > 1 or self.hidden_size is None):
-            raise UserError("model.projection: kind letters needs a hidden_size, and no downsampling")
         if self.kind == "tokens" and (self.downsampling > 1 or self.hidden_size is not None):
             raise UserError("model.projection: kind tokens has no use for downsampling and hidden_size")
         if self.kind != "tokens" and self.lower_case:
             raise UserError(f"model.projection: kind {self.kind} has no use for lower_case")
-        if self.kind != "letters" and (self.context > 1 or self.dropout):
-            raise UserError(f"model.projection: kind {self.kind} has no use for context and dropout")
-        if self.context < 1 or self.context % 2 == 0 or not 0 <= self.dropout < 1:
-            raise UserError("model.projection: context must be odd and positive, dropout from 0 to below 1")
 
 
 class Projection(nn.Module):
@@ -87,87 +76,6 @@ class Projection(nn.Module):
             padded = F.pad(features.transpose(1, 2), ((factor - 1) // 2, factor - 1 - (factor - 1) // 2))
             features = F.gelu(self.convolution(padded)).transpose(1, 2)
         return self.map(features), (lengths + factor - 1) // factor
-
-
-class LetterProjection(nn.Module):
-    """Features (B, S, E) with lengths (B,) to one prefix position for each letter that is heard, and their number.
-
-    A hidden layer tells for each feature which letter it belongs to, or none, and learns it by CTC. Neighbouring
-    features of one letter are averaged; those of none are dropped, but one position is left in any case. A position is
-    the sum of the letters' embeddings by their probabilities and a map of hidden layer and features, zero at first:
-    with the LM's own embeddings of these letters, it starts by reading what was spelled.
-
-    Args:
-        input_size: Width E of the features.
-        hidden_size: Width of the hidden layer.
-        letter_embeddings: (len(LETTERS), D), what the LM takes for each letter.
-        context: Features that the hidden layer sees at once, the one in question in the middle.
-        dropout: Of features and hidden values.
-
-    Source: CTC-based compression, Gaido et al. 2021; before a decoder-only LM, Wu et al. 2023.
-    """
-
-    LETTERS = " 'abcdefghijklmnopqrstuvwxyz"
-    BLANK = len(LETTERS)
-    # Letters of quick speech, of 50 features a second: for planning batches.
-    positions_per_feature = 0.4
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        letter_embeddings: Tensor,
-        context: int = 1,
-        dropout: float = 0.0,
-    ):
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.neighbours = nn.Conv1d(input_size, hidden_size, context, padding=context // 2)
-        self.hidden = nn.Sequential(
-            nn.GELU(), self.dropout, nn.Linear(hidden_size, hidden_size), nn.GELU(), self.dropout
-        )
-        self.spell = nn.Linear(hidden_size, len(self.LETTERS) + 1)
-        self.letters = nn.Parameter(letter_embeddings.detach().clone())
-        self.map = nn.Linear(input_size + hidden_size, letter_embeddings.shape[1])
-        nn.init.zeros_(self.map.weight)
-        nn.init.zeros_(self.map.bias)
-
-    def listen(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden values (B, S, H), and scores (B, S, len(LETTERS) + 1) of the letters and of none."""
-        features = self.dropout(features * lengths_to_mask(lengths, features.shape[1])[..., None])
-        hidden = self.hidden(self.neighbours(features.transpose(1, 2)).transpose(1, 2))
-        return hidden, self.spell(hidden).float()
-
-    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        hidden, scores = self.listen(features, lengths)
-        valid = lengths_to_mask(lengths, features.shape[1])
-        heard = scores.argmax(2).masked_fill(~valid, self.BLANK)
-        starts = (heard != F.pad(heard, (1, 0), value=self.BLANK)[:, :-1]) & (heard != self.BLANK)
-        starts[:, 0] |= ~starts.any(1)
-        # Position 0 takes what is dropped.
-        index = starts.cumsum(1) * ((heard != self.BLANK) | starts)
-        positions = index.amax(1)
-        ones = torch.ones_like(scores[..., :1])
-        values = torch.cat([scores.softmax(2)[..., : self.BLANK], features, hidden, ones], dim=2)
-        sums = values.new_zeros(len(values), int(positions.max()) + 1, values.shape[2])
-        sums = sums.scatter_add(1, index[..., None].expand_as(values), values)[:, 1:]
-        means = sums[..., :-1] / sums[..., -1:].clamp(min=1)
-        return means[..., : self.BLANK] @ self.letters + self.map(means[..., self.BLANK :]), positions
-
-    def loss(self, features: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
-        """CTC of what is said, in nats a letter, averaged over utterances; other characters count as spaces.
-
-        Args:
-            features: (B, S, E) of whole utterances.
-            lengths: (B,).
-            texts: Their transcripts. One with more letters than there are features counts as 0.
-        """
-        plain = ["".join(c if c in self.LETTERS else " " for c in text.lower()) for text in texts]
-        spelled = [[self.LETTERS.index(letter) for letter in " ".join(text.split())] for text in plain]
-        targets = torch.tensor([letter for text in spelled for letter in text], device=features.device)
-        sizes = torch.tensor([len(text) for text in spelled], device=features.device)
-        scores = self.listen(features, lengths)[1].log_softmax(2)
-        return F.ctc_loss(scores.transpose(0, 1), targets, lengths, sizes, self.BLANK, zero_infinity=True)
 
 
 class TokenProjection(nn.Module):

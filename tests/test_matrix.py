@@ -39,12 +39,12 @@ def test_trains_generates_and_reloads(encoder, llm, decoder, batch, tmp_path):
     train_generate_and_reload(slots, batch, tmp_path)
 
 
-def test_letters_too(batch, tmp_path):
+def test_tokens_too(batch, tmp_path):
     slots = {
-        "encoder": part(ENCODER_CLASSES[0], ENCODERS[ENCODER_CLASSES[0].__name__]),
+        "encoder": part(encoders.WhisperTranscriptEncoder, ENCODERS["WhisperTranscriptEncoder"]),
         "llm": part(llms.HuggingFaceLLM, LLMS["HuggingFaceLLM"]),
         "decoder": part(DECODER_CLASSES[0], {"reduction_factor": 4}),
-        "projection": {"kind": "letters", "hidden_size": 12},
+        "projection": {"kind": "tokens"},
     }
     train_generate_and_reload(slots, batch, tmp_path)
 

@@ -5,12 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from lit_spectron.audio import AudioSpec
+from lit_spectron.errors import UserError
 from lit_spectron.masking import prefix_lm_mask
 from lit_spectron.model import split_waveform
 from lit_spectron.projection import ProjectionSettings
 
 PROJECTIONS = pytest.mark.parametrize(
-    "projection", [ProjectionSettings(2), ProjectionSettings(kind="letters", hidden_size=24)], ids=lambda p: p.kind
+    "projection", [ProjectionSettings(2), ProjectionSettings(3, "convolution", 24)], ids=lambda p: p.kind
 )
 
 
@@ -30,14 +31,13 @@ def with_garbage(batch, samples: int, tokens: int):
 def test_padding_changes_no_loss(tiny_model, batch, prefix_attention, projection):
     model = tiny_model(prefix_attention=prefix_attention, projection=projection)
     expected = model(batch()).losses
-    assert expected.keys() - {"letters"} == {
+    assert expected.keys() == {
         "text",
         "spectrogram",
         "spectrogram_feature_delta",
         "spectrogram_time_delta",
         "stop",
     }
-    assert ("letters" in expected) == (projection.kind == "letters")
     for name, value in model(with_garbage(batch(), 3000, 5)).losses.items():
         torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5, msg=name)
 
@@ -95,20 +95,9 @@ def test_every_parameter_learns(tiny_model, batch, projection):
         assert sum(p.grad.abs().sum() for p in part.parameters() if p.grad is not None) > 0
 
 
-def test_letters_begin_as_the_embeddings_of_the_llm(tiny_model):
-    model = tiny_model(projection=ProjectionSettings(kind="letters", hidden_size=24))
-    tokens = model.llm.tokenizer.encode(model.projection.LETTERS)
-    torch.testing.assert_close(model.projection.letters, model.llm.embed(torch.tensor([tokens]))[0])
-
-
-def test_the_letters_alone_train_encoder_and_projection(tiny_model, batch):
-    model = tiny_model(projection=ProjectionSettings(kind="letters", hidden_size=24)).train()
-    losses = model.letter_loss(batch())
-    assert losses.keys() == {"letters"} and tiny_model().letter_loss(batch()) == {}
-    losses["letters"].backward()
-    assert all(p.grad is None for part in (model.llm, model.decoder) for p in part.parameters())
-    for part in (model.encoder, model.projection.hidden, model.projection.spell):
-        assert sum(p.grad.abs().sum() for p in part.parameters() if p.grad is not None) > 0
+def test_tokens_need_an_encoder_that_tells_them(tiny_model):
+    with pytest.raises(UserError, match=r"model\.projection\.kind: ConformerEncoder does not tell tokens"):
+        tiny_model(projection=ProjectionSettings(kind="tokens"))
 
 
 def test_logits_at_text_positions_only(tiny_model, batch):

@@ -199,7 +199,7 @@ def build_model(ear: str, llm: str, decoder: type[SpectrogramDecoder], lora: boo
         partial(cls, **arguments),
         family(llm, LoraSettings(rank=2, alpha=4) if lora else None),
         partial(decoder, reduction_factor=4, prenet_dropout=0.0),
-        projection=ProjectionSettings(kind="letters", hidden_size=8) if lora else ProjectionSettings(),
+        projection=ProjectionSettings(kind="tokens" if ear == "WhisperTranscriptEncoder" else "stack"),
     ).eval()
 
 
