@@ -244,21 +244,21 @@ def load_whisper(source: str | None, config: dict[str, Any] | None) -> Any:
 
 def search_settings(generation: GenerationConfig, language: str | None) -> dict[str, Any]:
     """Plain values for `WhisperTranscriptEncoder.search` from a model's settings for generation."""
-    start = [generation.decoder_start_token_id]
-    languages = getattr(generation, "lang_to_id", None) or {}
-    if language is not None and f"<|{language}|>" not in languages:
-        raise UserError(f"model.encoder.language: this Whisper knows no {language}")
+    fields = generation.to_dict()
+    start, languages = [fields["decoder_start_token_id"]], fields.get("lang_to_id") or {}
     if language is None and languages:
         raise UserError("model.encoder.language: this Whisper knows several; name one, as in en")
     if language is not None:
-        start += [languages[f"<|{language}|>"], generation.task_to_id["transcribe"]]
-    if (no_timestamps := getattr(generation, "no_timestamps_token_id", None)) is not None:
-        start.append(no_timestamps)
+        if f"<|{language}|>" not in languages:
+            raise UserError(f"model.encoder.language: this Whisper knows no {language}")
+        start += [languages[f"<|{language}|>"], fields["task_to_id"]["transcribe"]]
+    if fields.get("no_timestamps_token_id") is not None:
+        start.append(fields["no_timestamps_token_id"])
     return {
         "start": start,
-        "end": generation.eos_token_id,
-        "never": list(generation.suppress_tokens or []),
-        "not_first": list(generation.begin_suppress_tokens or []),
+        "end": fields["eos_token_id"],
+        "never": list(fields.get("suppress_tokens") or []),
+        "not_first": list(fields.get("begin_suppress_tokens") or []),
     }
 
 
