@@ -3,13 +3,12 @@
 
     python scripts/make_transcription_corpus.py real --root data/librilight --cuts CUTS --recognizer whisper --out DIR
     python scripts/make_transcription_corpus.py synthetic --llm HuggingFaceTB/SmolLM2-135M-Instruct --out DIR
-    python scripts/make_transcription_corpus.py speeds --out DIR
     python scripts/make_transcription_corpus.py join --out DIR
 
 `real` cuts recorded utterances into short segments at word boundaries, by the word times of a Whisper model. Speakers
 are split into train, validation and test. `synthetic` lets the LLM write, and flite and eSpeak NG (Debian packages) say
-it in short lines, in many pitches, paces and vocal tract lengths. `speeds` (optional) plays the real segments faster
-and slower. `join` writes the manifest for training. Everything is Libri-Light's layout with Libriheavy-style cuts.
+it in short lines, in many pitches, paces and vocal tract lengths. `join` writes the manifest for training. All is
+in Libri-Light's layout with Libriheavy-style cuts.
 """
 
 import argparse
@@ -21,7 +20,6 @@ import random
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -35,6 +33,7 @@ import torch
 from datamodules.cuts import read_cuts
 from datamodules.manifest import Manifest, Utterance, Word, split_by_speaker
 from lit_spectron.audio_files import read_audio
+from lit_spectron.evaluators import WhisperRecognizer
 from lit_spectron.files import appearing_whole
 
 RATE_HZ = 16000
@@ -106,14 +105,7 @@ def suitable_seconds(arguments: argparse.Namespace) -> Seconds:
 
 
 def make_real(arguments: argparse.Namespace) -> None:
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer, pipeline
-
-    recognize = pipeline(
-        "automatic-speech-recognition",
-        WhisperForConditionalGeneration.from_pretrained(arguments.recognizer, dtype=torch.float32),
-        tokenizer=WhisperTokenizer.from_pretrained(arguments.recognizer),
-        feature_extractor=WhisperFeatureExtractor.from_pretrained(arguments.recognizer),
-    )
+    recognizer = WhisperRecognizer(arguments.recognizer, word_times=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     link = arguments.out / "real"
     if not link.exists():
@@ -127,14 +119,8 @@ def make_real(arguments: argparse.Namespace) -> None:
                 skipped += 1
                 continue
             samples = read_audio(utterance.path, RATE_HZ, utterance.start_seconds, utterance.duration_seconds)
-            chunks = recognize({"raw": samples, "sampling_rate": RATE_HZ}, return_timestamps="word")["chunks"]
-            words = [
-                Word(text, float(a), float(b - a))
-                for c in chunks
-                if (text := plain(c["text"]))
-                and None not in (times := c["timestamp"])
-                and (a := times[0]) < (b := times[1])
-            ]
+            (heard,) = recognizer.recognize([samples], RATE_HZ, "cpu")
+            words = [Word(text, a, b - a) for word, a, b in heard.words or () if (text := plain(word))]
             source = Path("real") / utterance.path.relative_to(arguments.root)
             apart = TRAINING_SEGMENTS_APART_SECONDS if name == "train" else arguments.prompt_seconds / 2
             found = segments(words, utterance.duration_seconds, suitable_seconds(arguments), apart)
@@ -185,13 +171,6 @@ def write_lines(model_name: str, count: int, fewest: int, most: int, seed: int, 
     return list(found)[:count]
 
 
-def shuffled(lines: list[str], vocabulary: int, fewest: int, most: int, seed: int) -> list[str]:
-    """As many lines of words drawn from the most frequent ones: they can't be guessed, so they have to be heard."""
-    chooser = random.Random(seed)
-    frequent = [word for word, _ in Counter(" ".join(lines).split()).most_common(vocabulary)]
-    return [" ".join(chooser.choices(frequent, k=chooser.randint(fewest, most))) for _ in lines]
-
-
 def say(text: str, chooser: random.Random) -> tuple[str, np.ndarray]:
     """Speaks a line; the voice's name and samples at `RATE_HZ`."""
     tract = chooser.uniform(0.87, 1.18)  # above 1: a shorter vocal tract, a higher voice
@@ -222,8 +201,6 @@ def make_synthetic(arguments: argparse.Namespace) -> None:
     fewest, most = math.ceil(WORDS_PER_SECOND[0] * lengths[0]), math.floor(WORDS_PER_SECOND[1] * lengths[1])
     texts = arguments.out / "lines.txt"
     lines = write_lines(arguments.llm, arguments.lines, fewest, most, arguments.seed, texts)
-    if arguments.random_words:
-        lines = shuffled(lines, arguments.random_words, fewest, most, arguments.seed)
     spoken = [line for line in lines for _ in range(arguments.voices)]
     with multiprocessing.Pool(arguments.jobs) as pool:
         speak = partial(speak_line, arguments.out, lengths, arguments.seed)
@@ -249,34 +226,12 @@ def speak_line(out: Path, lengths: Seconds, seed: int, index: int, text: str) ->
     return cut(Utterance(f"synthetic/{index:06}", path, 0.0, seconds - 0.001, voice, ""), text, None)
 
 
-def make_speeds(arguments: argparse.Namespace) -> None:
-    """Plays the real segments of training faster and slower, so higher and lower: as other speakers would speak."""
-    cuts = []
-    for utterance in read_cuts(arguments.out / "real_train.jsonl.gz", arguments.out, "download/librilight", 0):
-        samples = read_audio(utterance.path, RATE_HZ, utterance.start_seconds, utterance.duration_seconds)
-        for speed in arguments.speeds:
-            played = soxr.resample(samples, RATE_HZ * speed, RATE_HZ)
-            seconds = len(played) / RATE_HZ
-            if seconds < arguments.prompt_seconds + arguments.continuation_seconds[0]:
-                continue
-            path = Path(f"speed_{speed}") / f"{utterance.id}.flac"
-            (arguments.out / path).parent.mkdir(parents=True, exist_ok=True)
-            soundfile.write(arguments.out / path, played, RATE_HZ, subtype="PCM_16")
-            name = f"{utterance.id}_{speed}"
-            other = Utterance(name, path, 0.0, seconds - 0.001, f"{utterance.speaker}_{speed}", "")
-            words = [Word(w.text, w.start_seconds / speed, w.duration_seconds / speed) for w in utterance.words or ()]
-            cuts.append(cut(other, utterance.text, words))
-    write_cuts(arguments.out / "speeds.jsonl.gz", cuts)
-
-
 def join(arguments: argparse.Namespace) -> None:
     cuts = []
-    speeds = ["speeds.jsonl.gz"] if (arguments.out / "speeds.jsonl.gz").is_file() else []
-    for name in ("synthetic.jsonl.gz", *["real_train.jsonl.gz"] * arguments.repeat_real, *speeds):
+    for name in ("synthetic.jsonl.gz", "real_train.jsonl.gz"):
         with gzip.open(arguments.out / name, "rt", encoding="utf-8") as file:
-            cuts.append([json.loads(line) for line in file])
-    renamed = [{**c, "id": f"{c['id']}#{copy}"} for copy, part in enumerate(cuts) for c in part]
-    write_cuts(arguments.out / "train.jsonl.gz", renamed)
+            cuts += [json.loads(line) for line in file]
+    write_cuts(arguments.out / "train.jsonl.gz", cuts)
 
 
 def main() -> None:
@@ -290,18 +245,13 @@ def main() -> None:
     synthetic = commands.add_parser("synthetic")
     synthetic.add_argument("--llm", required=True, help="chat model that writes the texts: hub id or folder")
     synthetic.add_argument("--lines", type=int, default=2500, help="how many to write")
-    synthetic.add_argument("--random_words", type=int, help="say random ones of so many frequent words instead")
     synthetic.add_argument("--voices", type=int, default=3, help="how often, in different voices, each is said")
     synthetic.add_argument("--seed", type=int, default=0, help="of texts and voices")
     synthetic.add_argument("--jobs", type=int, default=2, help="processes that speak")
     synthetic.set_defaults(run=make_synthetic)
-    speeds = commands.add_parser("speeds")
-    speeds.add_argument("--speeds", type=float, nargs="+", default=[0.9, 1.1], help="1 is as it is")
-    speeds.set_defaults(run=make_speeds)
     joined = commands.add_parser("join")
-    joined.add_argument("--repeat_real", type=int, default=1, help="how often each real segment occurs in an epoch")
     joined.set_defaults(run=join)
-    for command in (real, synthetic, speeds):
+    for command in (real, synthetic):
         command.add_argument("--prompt_seconds", type=float, default=3.0, help="what data.prompt_seconds will be")
         command.add_argument(
             "--continuation_seconds",
@@ -310,7 +260,7 @@ def main() -> None:
             default=[0.6, 2.0],
             help="shortest, longest speech after it",
         )
-    for command in (real, synthetic, speeds, joined):
+    for command in (real, synthetic, joined):
         command.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     arguments.run(arguments)
