@@ -41,7 +41,7 @@ class Evidence:
         continuations: Waveforms (T,) to be judged instead of what the vocoder makes of the generation.
 
     Attributes:
-        seconds: Spent so far: by the vocoder, and by each evaluator's name, its loading left out.
+        seconds: Spent so far: on the generation, by the vocoder, and by each evaluator's name, its loading left out.
     """
 
     def __init__(
@@ -58,7 +58,9 @@ class Evidence:
         self.seconds: dict[str, float] = defaultdict(float)
         self._found: dict[tuple[str, Evaluator, Evaluator | None], list[Any]] = {}
         self._found_of_prompts: dict[tuple[str, Evaluator, Evaluator | None], list[Any]] = {}
-        if continuations is not None:
+        if continuations is None:
+            self.seconds["generation"] = generation.seconds
+        else:
             self.continuations = continuations
 
     def share_prompts(self, other: "Evidence") -> None:

@@ -229,6 +229,20 @@ def as_markdown(report: dict[str, Any]) -> str:
             ),
         )
     samples, by = report["samples"], report.get("ranked_by")
+    if report["seconds"]:
+        speech = sum(sample["seconds"] for sample in samples.values())
+        lines += [
+            "",
+            "## Time",
+            "",
+            f"{len(samples)} samples, {speech:.1f} s of generated speech; all rows together.",
+            "",
+        ]
+        rows = sorted(report["seconds"].items(), key=lambda row: -row[1])
+        lines += markdown_table(
+            ["part", "seconds", "for a second of speech"],
+            ([part, f"{seconds:.1f}", f"{seconds / speech:.3f}" if speech else ""] for part, seconds in rows),
+        )
     for end in ("best", "worst"):
         if report.get(end):
             lines += [

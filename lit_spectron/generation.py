@@ -4,9 +4,10 @@ Shapes: B batch, T samples, L packed positions, D width, r frames a step, M mels
 """
 
 import itertools
+import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -91,10 +92,11 @@ def generate(
     anywhere: Callable[..., list[bool]] = flags_of_one,
 ) -> Generation:
     """`Decoding` to its end."""
+    began = time.perf_counter()
     decoding = Decoding(model, waveform, lengths, settings, ids, anywhere)
     for _ in decoding:
         pass
-    return decoding.result()
+    return replace(decoding.result(), seconds=time.perf_counter() - began)
 
 
 class Decoding:

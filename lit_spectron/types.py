@@ -59,6 +59,7 @@ class Generation:
         lengths: (B,) frames.
         stop_reason: ``stop`` (learned), ``length``, ``silence`` or ``repeat``.
         silence_level_db: (B,) level below which a frame counts as silent, set by the prompt's loudest frame.
+        seconds: That decoding the whole batch took, by the clock.
     """
 
     text: list[str]
@@ -67,6 +68,7 @@ class Generation:
     lengths: Tensor
     stop_reason: list[str]
     silence_level_db: Tensor
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.text)

@@ -9,6 +9,8 @@ set -eu
 recognizer=$1
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} steps=${STEPS:-2200}
+judges="[{class_path: callbacks.GenerationHealth}, {class_path: callbacks.WordErrorRate, init_args: {recognizer:
+    {class_path: lit_spectron.evaluators.WhisperRecognizer, init_args: {source: '$recognizer'}}}}]"
 echo "| decoder | seed | wer_speech | wer_text | stop_rate | silence_ratio | real_time_factor | seconds a step |"
 echo "|---|---|---|---|---|---|---|---|"
 for seed in 0 1 2; do
@@ -21,14 +23,20 @@ for seed in 0 1 2; do
                 --model.decoder "conf/decoder/${decoder}_tiny.yaml" --trainer.max_steps "$steps" \
                 --trainer.val_check_interval "$steps" --trainer.profiler simple \
                 --trainer.logger.init_args.name "${run#runs/}" > "$run/fit.log" 2>&1
-            "$python" scripts/score_speech.py --ckpt "$run/version_0/checkpoints/last.ckpt" \
-                --recognizer "$recognizer" --rows generated > "$run/score.md" 2> "$run/score.log"
+            "$python" -m lit_spectron test --config conf/quickstart.yaml --config conf/eval/sequences.yaml \
+                --model.decoder "conf/decoder/${decoder}_tiny.yaml" --trainer.callbacks "$judges" \
+                --ckpt_path "$run/version_0/checkpoints/last.ckpt" --trainer.logger.init_args.name "${run#runs/}" \
+                > "$run/test.log" 2>&1
             # The profiler's row: | run_training_batch | mean seconds | calls | ...
             seconds=$(awk -F'|' '/run_training_batch/ {print $3 + 0; exit}' "$run/fit.log")
-            heard=$(awk -F'|' '$3 ~ /all/ {print $5 + 0}' "$run/score.md")
-            # wer_text 0.000, stop_rate 1.000, silence_ratio 0.220, real_time_factor 0.055 in batches of 20
-            others=$(awk '/^wer_text/ {gsub(",", ""); print $2 " | " $4 " | " $6 " | " $8}' "$run/score.md")
-            echo "| $decoder | $seed | $heard | $others | $seconds |" > "$run/part.md"
+            "$python" - "$run"/version_1/report.json "| $decoder | $seed |" "$seconds" > "$run/part.md" <<'ROW'
+import json, sys
+report = json.load(open(sys.argv[1]))
+speech = sum(sample["seconds"] for sample in report["samples"].values())
+names = ("wer_speech", "wer_text", "stop_rate", "silence_ratio")
+figures = [report["metrics"][f"test/{name}"] for name in names] + [report["seconds"]["generation"] / speech]
+print(sys.argv[2], *(f"{figure:.3f} |" for figure in figures), f"{float(sys.argv[3]):.3f} |")
+ROW
             mv "$run/part.md" "$run/row.md"
         fi
         cat "$run/row.md"

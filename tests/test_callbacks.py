@@ -349,7 +349,7 @@ def test_nothing_is_worked_out_twice(batch, generation, audio):
         callback.on_test_epoch_end(None, module)
     assert vocoder.calls == 2 and EVENTS["LengthRecognizer asked"] == 2 * 2 and EVENTS["MomentEmbedder asked"] == 2 * 4
     assert EVENTS["LengthRecognizer loaded"] <= 1 and EVENTS["LetterScorer loaded"] <= 1
-    assert seconds.keys() == {"vocoder", "LengthRecognizer", "LetterScorer", "MomentEmbedder"}
+    assert seconds.keys() == {"generation", "vocoder", "LengthRecognizer", "LetterScorer", "MomentEmbedder"}
     assert logged["test/wer_speech"] == pytest.approx(1 / 3) and logged["test/qa_accuracy_speech"] == 0.5
     assert shared_evidence.cache_info().currsize == 0
 
@@ -565,18 +565,20 @@ def test_predictions_are_not_added_to_others(tmp_path):
 
 
 def test_report_in_markdown():
-    sample = {"reference": "a | b", "generated": "c\nd", "stop_reason": "stop", "seconds": 1.0}
+    sample = {"reference": "a | b", "generated": "c\nd", "stop_reason": "stop", "seconds": 4.0}
     report = {
         "checkpoint": "last.ckpt",
         "metrics": {"test/loss": 1.25, "test/wer_prompt": None},
         "by_speaker": {"slt": {"utterances": 2, "wer_text": 0.5}, "awb": {"utterances": 1}},
+        "seconds": {"vocoder": 0.5, "generation": 2.0},
         "samples": {"u1": sample},
     }
     markdown = as_markdown(report)
     assert "| test/loss | 1.2500 |" in markdown and "| test/wer_prompt | none |" in markdown
     assert "| slt | 2 | 0.5000 |" in markdown and "| awb | 1 |  |" in markdown
-    assert r"| u1 | a \| b | c d | stop | 1.00 |" in markdown
+    assert r"| u1 | a \| b | c d | stop | 4.00 |" in markdown
+    assert "| generation | 2.0 | 0.500 |\n| vocoder | 0.5 | 0.125 |" in markdown
     tables = [block.splitlines() for block in markdown.split("\n\n") if block.startswith("|")]
     for table in tables:
         assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
-    assert len(tables) == 3 and json.dumps(report) and not math.isnan(report["metrics"]["test/loss"])
+    assert len(tables) == 4 and json.dumps(report) and not math.isnan(report["metrics"]["test/loss"])
