@@ -84,6 +84,7 @@ class TokenProjection(nn.Module):
     A position is the sum of the LM's own embeddings by the tokens' probabilities, and a map of the feature, zero at
     first: the LM starts by reading what was heard, with all that it knows of these words. A feature that stands for no
     token counts as sos: then the prefix begins as a text does, and to write it once more is what LMs do unasked.
+    Features are mapped at length 1: encoders' are many times as long as embeddings, which they would drown.
 
     Args:
         input_size: Width E of the features.
@@ -132,4 +133,5 @@ class TokenProjection(nn.Module):
             "bsn,bsnd->bsd", weights.flatten(2), embed(pieces.flatten(1)).unflatten(1, pieces.shape[1:])
         )
         sos = embed(torch.full_like(pieces[:1, :1, 0], self.sos_id))
-        return torch.where(probabilities.sum(2, keepdim=True) > 0, read, sos) + self.map(features), lengths
+        mapped = self.map(F.layer_norm(features, features.shape[2:]) / features.shape[2] ** 0.5)
+        return torch.where(probabilities.sum(2, keepdim=True) > 0, read, sos) + mapped, lengths
