@@ -17,6 +17,7 @@ from lit_spectron.pipeline import build
 from lit_spectron.types import SpeechBatch
 
 Result = TypeVar("Result")
+ENCODER_ALONE = "lit_spectron.encoders.WhisperEncoder"
 SLOTS = ("encoder", "llm", "decoder", "vocoder")
 SMOLLM2 = {"model_type": "llama", "vocab_size": 49152, "tie_word_embeddings": True}
 SMOLLM2_135M = {
@@ -69,6 +70,9 @@ ARCHITECTURES = {
 def read_config(path: Path) -> dict[str, Any]:
     """A whole config with its parts read in, and an architecture in place of each pre-trained source.
 
+    How long a transcript random weights would write says nothing: in place of Whisper's transcript stands Whisper's
+    encoder, five features in one position.
+
     Raises:
         UserError: There is no such config, or the sizes of a source are not known here.
     """
@@ -83,6 +87,10 @@ def read_config(path: Path) -> dict[str, Any]:
             if source not in ARCHITECTURES:
                 raise UserError(f"{path}: model.{slot}: the sizes of {source} are not in benchmarks/shipped.py")
             part["init_args"] |= {"source": None, "config": ARCHITECTURES[source]}
+    if model["projection"].get("kind") == "tokens":
+        architecture = model["encoder"]["init_args"]["config"]
+        model["encoder"] = {"class_path": ENCODER_ALONE, "init_args": {"source": None, "config": architecture}}
+        model["projection"] = {"kind": "stack", "downsampling": 5, "hidden_size": 1024}
     return config
 
 
