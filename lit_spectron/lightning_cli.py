@@ -19,6 +19,7 @@ from callbacks import PredictionWriter, Report
 from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse_other_shapes
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
+from lit_spectron.files import put_back
 from lit_spectron.module import LitSpectron
 from lit_spectron.optim import parameter_groups
 from lit_spectron.strategy import FullyShardedStrategy
@@ -71,6 +72,8 @@ class SpectronCLI(LightningCLI):
         """Parts that are in the checkpoint need neither network nor the files they were first made from."""
         if not config.ckpt_path or config.ckpt_path in LIGHTNINGS_CHECKPOINTS:
             return
+        if self.subcommand == "fit":  # the run that wrote it is over
+            put_back(Path(config.ckpt_path))
         checkpoint = read_checkpoint(config.ckpt_path, "shapes")
         asked = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, format="yaml"))["model"]
         for slot, arguments in checkpoint["rebuild_args"].items():
