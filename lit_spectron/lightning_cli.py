@@ -20,6 +20,7 @@ from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.files import put_back
+from lit_spectron.memory import keep_freed_memory
 from lit_spectron.module import LitSpectron
 from lit_spectron.optim import parameter_groups
 from lit_spectron.strategy import FullyShardedStrategy
@@ -115,12 +116,15 @@ class SpectronCLI(LightningCLI):
         except MisconfigurationException as error:  # such as an accelerator that is not there
             raise UserError(f"--trainer: {' '.join(str(error).split())}") from error
         if self.subcommand == "fit":
-            # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen.
+            if trainer.strategy.root_device.type == "cpu":
+                keep_freed_memory()
+            # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen. What is logged
+            # is written at once: a run that is killed loses no point of its curves.
             trainer.loggers = [
                 both
                 for logger in trainer.loggers
                 for both in (
-                    [logger, CSVLogger(logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=10)]
+                    [logger, CSVLogger(logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=1)]
                     if isinstance(logger, TensorBoardLogger)
                     else [logger]
                 )
