@@ -53,6 +53,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._step_of_question = step
         if trainer.strategy.reduce_boolean_decision(self._told_to_end is not None, all=False):
             self._save_if_new(trainer)
+            trainer._logger_connector.update_train_step_metrics()  # Lightning would log this step after this hook
             terminated = self._told_to_end == signal.SIGTERM
             if trainer.is_global_zero and not terminated:
                 requeue()
