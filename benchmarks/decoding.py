@@ -6,7 +6,8 @@
 A model of the sizes of conf/smollm2_whisper.yaml (SmolLM2-135M, Whisper tiny, four frames a step) decodes on one
 device; its weights are random, which takes as long as trained ones. The plain loop feeds the same LLM embeddings with
 `use_cache`, one step after another, through the same spectrogram decoder, and minds nothing else: no silence, no
-samples that end earlier. Reading is a sum over every weight that a step of speech needs: the limit that memory sets.
+samples that end earlier. `int8` is ours with the weights of the LLM's linear layers in int8 (`generate --weights int8`;
+on a CPU only). Reading is a sum, in float32, over every weight that a step of speech needs: the limit that memory sets.
 Figures are medians over steps, without encoder and vocoder; frames and the real-time factor are of all samples of a
 batch together. The second table is one continuation of a minute, alone, by position.
 """
@@ -14,6 +15,7 @@ batch together. The second table is one continuation of a minute, alone, by posi
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -27,6 +29,7 @@ from lit_spectron.decoders import MLPDecoder
 from lit_spectron.encoders import WhisperEncoder
 from lit_spectron.generation import Decoding, GenerationSettings
 from lit_spectron.llms import HuggingFaceLLM
+from lit_spectron.llms.int8 import store_in_int8
 from lit_spectron.model import SpectronModel
 from lit_spectron.projection import ProjectionSettings
 
@@ -110,14 +113,24 @@ def reading(model: SpectronModel, batch: int, steps: int) -> Iterator[None]:  # 
         yield
 
 
-WAYS = {"ours": ours, "plain loop": plain, "weights read once": reading}
+Way = tuple[Callable[[SpectronModel, int, int], Iterator[None]], SpectronModel]
 
 
-def milliseconds(model: SpectronModel, batch: int, steps: int) -> dict[str, list[float]]:
+def ways_of(model: SpectronModel) -> dict[str, Way]:
+    """What is timed, and on which model, by name."""
+    ways: dict[str, Way] = {"ours": (ours, model)}
+    if model.mel_mean.device.type == "cpu":
+        rounded = deepcopy(model)
+        store_in_int8(rounded.llm)
+        ways["ours, int8"] = (ours, rounded)
+    return {**ways, "plain loop": (plain, model), "weights read once": (reading, model)}
+
+
+def milliseconds(ways: dict[str, Way], batch: int, steps: int) -> dict[str, list[float]]:
     """Of each step by each way, in turn, so that what else the machine does strikes all alike."""
-    device = model.mel_mean.device
+    device = ways["ours"][1].mel_mean.device
     synchronise: Callable[[], object] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    runs = {name: way(model, batch, steps) for name, way in WAYS.items()}
+    runs = {name: way(model, batch, steps) for name, (way, model) in ways.items()}
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(steps):
         for name, run in runs.items():
@@ -130,7 +143,7 @@ def milliseconds(model: SpectronModel, batch: int, steps: int) -> dict[str, list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--steps", type=int, default=60, help="of speech, for each line of the first table")
     parser.add_argument("--seconds", type=float, default=60.0, help="of speech, in the second table")
     parser.add_argument("--reduction_factor", type=int, default=4, help="frames a step")
@@ -140,15 +153,16 @@ def main() -> None:
     if arguments.steps <= WARM_UP_STEPS or arguments.seconds < 1:
         parser.error(f"--steps: at least {WARM_UP_STEPS + 1}; --seconds: at least 1")
     model = build(SMOLLM2_135M | (TINY if arguments.tiny else {}), arguments.reduction_factor).to(arguments.device)
+    ways = ways_of(model)
     frames_a_second, factor = model.audio.frames_per_second, arguments.reduction_factor
     print(f"{arguments.device}, {torch.get_num_threads()} threads, {factor} frames a step\n")
     print("| batch | way | ms a step | frames a second | real-time factor |\n|---:|---|---:|---:|---:|")
     for batch in arguments.batch_sizes:
-        for name, values in milliseconds(model, batch, arguments.steps).items():
+        for name, values in milliseconds(ways, batch, arguments.steps).items():
             of_step = median(values)
             frames = batch * factor * 1000 / of_step
             print(f"| {batch} | {name} | {of_step:.2f} | {frames:,.0f} | {frames_a_second / frames:.4f} |")
-    times = milliseconds(model, 1, round(arguments.seconds * frames_a_second / factor))
+    times = milliseconds(ways, 1, round(arguments.seconds * frames_a_second / factor))
     print(f"\n| seconds of speech before | {', ms a step | '.join(times)}, ms |\n|---:|{'---:|' * len(times)}")
     steps = len(times["ours"])
     for begin, end in pairwise(part * steps // PARTS for part in range(PARTS + 1)):

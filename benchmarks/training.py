@@ -35,6 +35,7 @@ from benchmarks.shipped import build_model, in_a_process_of_its_own, make_batch,
 from lit_spectron.errors import UserError
 from lit_spectron.losses import LossWeights
 from lit_spectron.masking import gather_positions, pack
+from lit_spectron.memory import keep_freed_memory
 from lit_spectron.model import SpectronModel, split_waveform
 from lit_spectron.tables import markdown_table
 from lit_spectron.types import SpeechBatch
@@ -193,6 +194,7 @@ def medians(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def prepare(workload: Workload) -> tuple[SpectronModel, LossWeights]:
+    keep_freed_memory()  # as `fit` does
     if workload.threads:
         torch.set_num_threads(workload.threads)
     config = read_config(workload.config)

@@ -15,9 +15,10 @@ class LastCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/last.ckpt`` up to date, and nothing else.
 
     At the signal USR1 training ends, with exit code 0: it finishes its step (some more where processes train together),
-    saves, and has SLURM put the job back into its queue if it is one (``scontrol requeue``). Lightning's own handler of
-    that signal gives way: it saves in the middle of a step, when a batch was taken but nothing learned from it, and
-    other processes may be elsewhere.
+    saves, and has SLURM put the job back into its queue if it is one (``scontrol requeue``). At TERM it does the same
+    with exit code 143 and nothing queued; told twice, it ends at once. Lightning's own handlers of these signals give
+    way: they save in the middle of a step, when a batch was taken but nothing learned from it and other processes may
+    be elsewhere, or not at all.
 
     Args:
         every_n_train_steps: Steps between two saves.
@@ -25,7 +26,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, every_n_train_steps: int = 100):
         super().__init__(save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps)
-        self._told_to_end = False
+        self._told_to_end: int | None = None  # by this signal
         self._step_of_question = 0
 
     def setup(self, trainer, pl_module, stage: str) -> None:
@@ -33,8 +34,16 @@ class LastCheckpoint(ModelCheckpoint):
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, self._tell)
 
-    def _tell(self, *_) -> None:
-        self._told_to_end = True
+    def on_train_start(self, trainer, pl_module) -> None:
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is threading.main_thread():
+            # Not before Lightning's own, which it would call first; Lightning removes it when training is over.
+            signal.signal(signal.SIGTERM, self._tell)
+
+    def _tell(self, number: int, *_) -> None:
+        self._told_to_end = number
+        if number == signal.SIGTERM:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def on_train_batch_end(self, trainer, *args) -> None:
         super().on_train_batch_end(trainer, *args)
@@ -42,11 +51,13 @@ class LastCheckpoint(ModelCheckpoint):
         if step == self._step_of_question or step % every:
             return
         self._step_of_question = step
-        if trainer.strategy.reduce_boolean_decision(self._told_to_end, all=False):
+        if trainer.strategy.reduce_boolean_decision(self._told_to_end is not None, all=False):
             self._save_if_new(trainer)
-            if trainer.is_global_zero:
+            trainer._logger_connector.update_train_step_metrics()  # Lightning would log this step after this hook
+            terminated = self._told_to_end == signal.SIGTERM
+            if trainer.is_global_zero and not terminated:
                 requeue()
-            raise SystemExit(0)
+            raise SystemExit(128 + signal.SIGTERM if terminated else 0)
 
     def on_train_end(self, trainer, pl_module) -> None:
         # Lightning's own leaves the tail of a run out where its length is no multiple of the interval.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_spectron.errors import UserError
-from lit_spectron.files import appearing_whole, make_folder
+from lit_spectron.files import appearing_whole, make_folder, system_errors
 from lit_spectron.shards import is_sharded, read_shards
 
 
@@ -104,5 +104,5 @@ def consolidate(path: Path, out: Path) -> None:
         raise UserError(f"--out: {out}: is there already")
     checkpoint = read_checkpoint(path, "all")
     make_folder(out.parent)
-    with appearing_whole(out) as partial:
-        torch.save(checkpoint, partial)
+    with appearing_whole(out) as partial, partial.open("wb") as file, system_errors():
+        torch.save(checkpoint, file)

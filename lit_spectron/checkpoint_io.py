@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from lit_spectron.checkpoint import read_checkpoint
-from lit_spectron.files import appearing_whole
+from lit_spectron.files import appearing_whole, system_errors
 from lit_spectron.shards import is_sharded
 
 
@@ -22,8 +22,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None:
             raise TypeError("storage_options are not supported: checkpoints are local files")
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with appearing_whole(Path(path)) as partial:
-            torch.save(checkpoint, partial)
+        with appearing_whole(Path(path)) as partial, partial.open("wb") as file, system_errors():
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return read_checkpoint(path, "all") if is_sharded(path) else super().load_checkpoint(path, *args, **kwargs)

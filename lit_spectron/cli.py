@@ -85,6 +85,13 @@ def generate_parser() -> OneLineParser:
     )
     parser.add_argument("--batch_size", type=int, default=8, help="prompts decoded together (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: %(default)s)")
+    parser.add_argument(
+        "--weights",
+        choices=("float32", "int8"),
+        default="float32",
+        help="how the LLM's are held: int8, on a CPU, decodes faster and rounds; docs/SPEED.md says by how much "
+        "(default: %(default)s)",
+    )
     settings = parser.add_argument_group("decoding", "where not given, as the checkpoint's run was configured")
     settings.add_argument("--max_speech_seconds", type=float, help="longest continuation")
     settings.add_argument("--max_text_tokens", type=int, help="longest text")
@@ -103,7 +110,7 @@ def generate(arguments: list[str]) -> None:
 
     names = ("max_speech_seconds", "max_text_tokens", "temperature", "top_k", "top_p", "stop_threshold", "seed")
     overrides = {name: options[name] for name in names if options[name] is not None}
-    pipeline = SpectronPipeline.from_checkpoint(options["ckpt"], options["device"], overrides)
+    pipeline = SpectronPipeline.from_checkpoint(options["ckpt"], options["device"], overrides, options["weights"])
     pipeline.generate_files(options["prompts"], options["out"], options["prompt_seconds"], options["batch_size"])
 
 

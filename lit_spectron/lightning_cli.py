@@ -19,6 +19,8 @@ from callbacks import PredictionWriter, Report
 from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse_other_shapes
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
+from lit_spectron.files import put_back
+from lit_spectron.memory import keep_freed_memory
 from lit_spectron.module import LitSpectron
 from lit_spectron.optim import parameter_groups
 from lit_spectron.strategy import FullyShardedStrategy
@@ -71,6 +73,8 @@ class SpectronCLI(LightningCLI):
         """Parts that are in the checkpoint need neither network nor the files they were first made from."""
         if not config.ckpt_path or config.ckpt_path in LIGHTNINGS_CHECKPOINTS:
             return
+        if self.subcommand == "fit":  # the run that wrote it is over
+            put_back(Path(config.ckpt_path))
         checkpoint = read_checkpoint(config.ckpt_path, "shapes")
         asked = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False, format="yaml"))["model"]
         for slot, arguments in checkpoint["rebuild_args"].items():
@@ -112,12 +116,15 @@ class SpectronCLI(LightningCLI):
         except MisconfigurationException as error:  # such as an accelerator that is not there
             raise UserError(f"--trainer: {' '.join(str(error).split())}") from error
         if self.subcommand == "fit":
-            # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen.
+            if trainer.strategy.root_device.type == "cpu":
+                keep_freed_memory()
+            # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen. What is logged
+            # is written at once: a run that is killed loses no point of its curves.
             trainer.loggers = [
                 both
                 for logger in trainer.loggers
                 for both in (
-                    [logger, CSVLogger(logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=10)]
+                    [logger, CSVLogger(logger.save_dir, logger.name, logger.version, flush_logs_every_n_steps=1)]
                     if isinstance(logger, TensorBoardLogger)
                     else [logger]
                 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jsonargparse
 import torch
@@ -16,11 +16,13 @@ from lit_spectron.checkpoint import read_checkpoint, rebuilt_config
 from lit_spectron.errors import UserError
 from lit_spectron.files import make_folder
 from lit_spectron.generation import Decoding, GenerationSettings, generate
+from lit_spectron.llms.int8 import store_in_int8
 from lit_spectron.model import SpectronModel
 from lit_spectron.outputs import write_continuation
 from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.vocoders import Vocoder
 
+Weights = Literal["float32", "int8"]
 MODEL_KEYS = ("audio", "encoder", "llm", "decoder", "prefix_attention", "projection")
 
 
@@ -69,25 +71,39 @@ class SpectronPipeline:
         vocoder: Of the model's geometry.
         settings: How to decode.
         prompt_seconds: Prompt length the model was trained with; None where it heard whole files.
+        weights: How those of the LLM's linear layers are held; ``int8`` (`llms.int8`) rounds them.
     """
 
     def __init__(
-        self, model: SpectronModel, vocoder: Vocoder, settings: GenerationSettings, prompt_seconds: float | None
+        self,
+        model: SpectronModel,
+        vocoder: Vocoder,
+        settings: GenerationSettings,
+        prompt_seconds: float | None,
+        weights: Weights = "float32",
     ):
         self.model = model.eval()
         self.vocoder = vocoder.eval()
         self.settings = settings
         self.prompt_seconds = prompt_seconds
+        self.weights = weights
+        if weights == "int8":
+            store_in_int8(self.model.llm)
 
     @classmethod
     def from_checkpoint(
-        cls, path: Path | str, device: str = "auto", overrides: dict[str, Any] | None = None
+        cls,
+        path: Path | str,
+        device: str = "auto",
+        overrides: dict[str, Any] | None = None,
+        weights: Weights = "float32",
     ) -> "SpectronPipeline":
         """
         Args:
             path: A checkpoint that `fit` wrote. Tensors and plain values only are read from it, never code.
             device: ``auto``, ``cpu``, ``cuda``, ...
             overrides: Fields of `GenerationSettings` that replace the run's.
+            weights: How those of the LLM's linear layers are held: ``int8`` decodes faster on a CPU, and rounds.
 
         Raises:
             UserError: The checkpoint is missing, damaged or not one of ours.
@@ -98,7 +114,7 @@ class SpectronPipeline:
         model, vocoder, settings = build(config, overrides)
         for prefix, part in (("model.", model), ("vocoder.", vocoder)):
             part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-        return cls(model.to(device), vocoder.to(device), settings, config["prompt_seconds"])
+        return cls(model.to(device), vocoder.to(device), settings, config["prompt_seconds"], weights)
 
     def generate(self, prompts: list[Tensor], ids: list[str] | None = None) -> tuple[Generation, list[Tensor]]:
         """
@@ -269,6 +285,7 @@ class SpectronPipeline:
             generation, sounds = self.generate(prompts, chunk)
             for index, name in enumerate(chunk):
                 details = {"prompt": str(files[name]), "prompt_seconds": seconds, "settings": asdict(self.settings)}
+                details["weights"] = self.weights
                 prompt_log_mel = self._log_mel(prompts[index])
                 write_continuation(
                     out, name, self.model.audio, generation, index, sounds[index], prompt_log_mel, details

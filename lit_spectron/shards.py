@@ -17,6 +17,8 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from lit_spectron.files import system_errors
+
 PLAIN_FILE = "plain.pt"
 INDEX = "torch.distributed.checkpoint.metadata"
 INDEX_CLASSES = {
@@ -47,6 +49,12 @@ class _Reader(dcp.FileSystemReader):
         return index
 
 
+class _Writer(dcp.FileSystemWriter):
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        with system_errors():
+            return super().write_data(*args, **kwargs)
+
+
 class _TensorPlanner(DefaultLoadPlanner):
     def load_bytes(self, read_item: Any, *_: Any) -> None:
         raise pickle.UnpicklingError(f"{read_item.dest_index.fqn} is no tensor")
@@ -70,10 +78,11 @@ def write_shards(checkpoint: dict[str, Any], folder: Path, is_first: bool) -> No
         for parameter, values in state["state"].items():
             tensors |= {f"optimizer.{number}.{parameter}.{name}": value for name, value in values.items()}
     with _own_errors():
-        dcp.save(tensors, checkpoint_id=folder)
+        dcp.save(tensors, storage_writer=_Writer(folder))
     if is_first:
         groups = [{"state": {}, "param_groups": state["param_groups"]} for state in states]
-        torch.save({**checkpoint, "state_dict": {}, "optimizer_states": groups}, folder / PLAIN_FILE)
+        with (folder / PLAIN_FILE).open("wb") as file, system_errors():
+            torch.save({**checkpoint, "state_dict": {}, "optimizer_states": groups}, file)
 
 
 def read_shards(

@@ -32,6 +32,7 @@ from callbacks.evidence import shared_evidence
 from callbacks.references import jumble
 from callbacks.report import as_markdown
 from callbacks.spoken_qa import answer_words, is_right
+from callbacks.throughput import flop_counter
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
 from lit_spectron.errors import UserError
 from lit_spectron.types import Generation, SpeechBatch
@@ -551,6 +552,22 @@ def test_throughput(batch):
         flops = 2 * 2 * (2 * 4 * 4)
         assert row["train/model_flops_utilization"] == pytest.approx(flops * steps_per_second / 1e6, rel=1e-4)
         assert 0 < row["train/data_wait_share"] < 1 and 0.05 < row["train/peak_memory_gib"] < 100
+
+
+@pytest.mark.parametrize("kernel", ["eager", "fused"])
+def test_attention_counts_as_its_products_whatever_computes_it(kernel):
+    batch, heads, queries, keys, width = 2, 3, 5, 7, 8
+    query, key, value = (torch.randn(batch, heads, n, width, requires_grad=True) for n in (queries, keys, keys))
+    with flop_counter() as counter:
+        if kernel == "eager":
+            out = (query @ key.transpose(2, 3)).softmax(-1) @ value
+        else:
+            mask = torch.ones(queries, keys, dtype=torch.bool).tril(2)
+            out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out.sum().backward()
+    product = 2 * batch * heads * queries * keys * width
+    # Scores and values forward; a gradient of each operand of both backward.
+    assert counter.get_total_flops() == (2 + 4) * product
 
 
 def test_predictions_are_not_added_to_others(tmp_path):

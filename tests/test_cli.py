@@ -371,6 +371,16 @@ def test_generate(moved_checkpoint, tmp_path):
 
 
 @pytest.mark.slow
+def test_generate_in_int8(call, moved_checkpoint, prompts, tmp_path):
+    out = tmp_path / "int8"
+    code, _, err = call(
+        *("generate", "--ckpt", moved_checkpoint, "--out", out, "--device", "cpu", "--weights", "int8", prompts)
+    )
+    assert code == 0, err
+    assert json.loads((out / "first.json").read_text())["weights"] == "int8"
+
+
+@pytest.mark.slow
 def test_pairs(call, moved_checkpoint, prompts):
     (prompts / "pairs.tsv").write_text("better\tworse\nfirst.wav\tdeep/second.flac\n", encoding="utf-8")
     options = ("--ckpt", moved_checkpoint, "--device", "cpu", "--out", prompts / "scores.tsv")

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -27,6 +28,17 @@ def test_a_failed_checkpoint_leaves_the_last_one(tmp_path):
     AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
     with pytest.raises(Exception, match="pickle"):
         AtomicCheckpointIO().save_checkpoint({"step": lambda: 2}, path)
+    assert torch.load(path) == {"step": 1} and list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("elements", [10, 1_000_000])  # less than a buffer, and more
+def test_a_full_disk_is_called_so_and_leaves_the_last_one(tmp_path, elements):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    (tmp_path / ".last.ckpt.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as error:
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(elements)}, path)
+    assert error.value.errno == errno.ENOSPC and error.value.filename == str(path)
     assert torch.load(path) == {"step": 1} and list(path.parent.iterdir()) == [path]
 
 

@@ -13,7 +13,7 @@ SLOTS = ("encoders", "llms", "decoders", "vocoders", "evaluators")
 LAYERS = [
     {"torchaudio_guard", "errors"},
     {"arguments"},
-    {"", "bootstrap", "files", "masking", "losses", "tables", "types", "part", "word_errors"},
+    {"", "bootstrap", "files", "masking", "memory", "losses", "tables", "types", "part", "word_errors"},
     {"audio", "audio_files", "optim", "shards", "huggingface", "projection", "llms.tokenizer"},
     {"checkpoint"},
     {"checkpoint_io", "strategy"},

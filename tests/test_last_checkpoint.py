@@ -18,11 +18,12 @@ class Linear(L.LightningModule):
         super().__init__()
         self.layer = nn.Linear(4, 4)
         self.told_in: int | None = None  # batch
+        self.told_by = signal.SIGUSR1
         self.steps = 0
 
     def training_step(self, batch, index):
         if index == self.told_in:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), self.told_by)
         self.steps += 1
         return self.layer(batch).square().mean()
 
@@ -64,3 +65,19 @@ def test_it_saves_has_its_job_queued_again_and_ends(tmp_path, monkeypatch, array
     resumed = Linear()
     fit(resumed, tmp_path / "again", last)
     assert resumed.steps == 3
+
+
+def test_told_to_terminate_it_saves_and_ends(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")  # of a job that must not be queued again: there is no scontrol to ask
+    monkeypatch.setenv("PATH", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+    module = Linear()
+    module.told_in, module.told_by = 2, signal.SIGTERM
+    with pytest.raises(SystemExit) as end:
+        fit(module, tmp_path)
+    assert end.value.code == 128 + signal.SIGTERM and module.steps == 3
+    assert signal.getsignal(signal.SIGTERM) == before
+    resumed = Linear()
+    fit(resumed, tmp_path / "again", tmp_path / "checkpoints/last.ckpt")
+    assert resumed.steps == 3
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,8 +1,10 @@
 """A run that was stopped and goes on is the run that was never stopped: the same batches and losses, bit for bit."""
 
 import csv
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -10,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from lit_spectron.checkpoint import read_checkpoint
 from lit_spectron.cli import main
+from lit_spectron.module import LitSpectron
 
 STEPS = 11  # of 3 batches an epoch
 
@@ -58,4 +62,45 @@ def test_resumed_equals_uninterrupted(corpus, tmp_path, repository, monkeypatch,
     more = ("--ckpt_path", str(last), "--data.workers", str(workers[1]))
     fit(corpus, tmp_path / "cut", "--trainer.max_steps", str(STEPS), *more)
     assert {**curve(tmp_path / "cut", 0), **curve(tmp_path / "cut", 1)} == whole
+    shutil.rmtree(tmp_path)
+
+
+def terminate(_: Path) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fill_disk(checkpoints: Path) -> None:
+    (checkpoints / ".last.ckpt.part").symlink_to("/dev/full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("interrupt", "exit_code", "saved"), [(terminate, 128 + signal.SIGTERM, 7), (fill_disk, 2, 6)])
+def test_interrupted_equals_uninterrupted(
+    corpus, tmp_path, repository, monkeypatch, capsys, interrupt, exit_code, saved
+):
+    """In the seventh step, with a checkpoint every other one."""
+    monkeypatch.chdir(repository)
+    callback = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
+    (tmp_path / "callbacks.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    fit = partial(fit_processes, processes=1)
+    options = ("--config", str(tmp_path / "callbacks.yaml"), "--trainer.max_steps", str(STEPS))
+    fit(corpus, tmp_path / "whole", *options)
+    cut = tmp_path / "cut/quickstart/version_0/checkpoints"
+    step = LitSpectron.training_step
+
+    def interrupted_step(module: LitSpectron, *arguments):
+        if module.global_step == 6:
+            interrupt(cut)
+        return step(module, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(LitSpectron, "training_step", interrupted_step)
+        fit(corpus, tmp_path / "cut", *options)
+    assert end.value.code == exit_code
+    assert interrupt == terminate or "no space left on device" in capsys.readouterr().err.splitlines()[-1]
+    assert read_checkpoint(cut / "last.ckpt")["global_step"] == saved
+    fit(corpus, tmp_path / "cut", *options, "--ckpt_path", str(cut / "last.ckpt"))
+    before, after = (curve(tmp_path / "cut", version) for version in (0, 1))
+    assert min(before) == 0 and min(after) == saved
+    assert {**before, **after} == curve(tmp_path / "whole", 0)
     shutil.rmtree(tmp_path)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_spectron import files
 from lit_spectron.checkpoint import consolidate, read_checkpoint
 from lit_spectron.errors import UserError
-from lit_spectron.files import replace_folder
+from lit_spectron.files import put_back, replace_folder
 from lit_spectron.shards import PLAIN_FILE, write_shards
 
 MOMENTS = {"step": torch.tensor(3.0), "exp_avg": torch.ones(2, 2)}
@@ -92,6 +93,22 @@ def test_nothing_is_consolidated_twice_or_over_something(folder, tmp_path):
             consolidate(*arguments)
 
 
+@pytest.mark.parametrize("name", ["__0_0.distcp", PLAIN_FILE])
+def test_a_full_disk_is_called_so(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_shards({**CHECKPOINT, "state_dict": {"weight": torch.ones(100_000)}}, tmp_path, True)
+
+
+@pytest.fixture(params=[True, False])
+def at_one_instant(request, monkeypatch) -> bool:
+    """With what Linux offers for it, and as it is elsewhere."""
+    if not request.param:
+        monkeypatch.setattr(files, "exchange", lambda *_: False)
+    return request.param
+
+
+@pytest.mark.usefixtures("at_one_instant")
 @pytest.mark.parametrize("before", ["folder", "file", "nothing"])
 def test_a_folder_takes_the_place_of_what_was_there(tmp_path, before):
     path, new = tmp_path / "last.ckpt", tmp_path / "new"
@@ -104,3 +121,46 @@ def test_a_folder_takes_the_place_of_what_was_there(tmp_path, before):
     (new / "shard").write_text("two")
     replace_folder(path, new)
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"] and [p.name for p in path.iterdir()] == ["shard"]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("allowed", range(3))  # renames before the kill
+def test_killed_at_any_moment_one_of_both_is_there(tmp_path, monkeypatch, allowed, at_one_instant):
+    path, new = tmp_path / "last.ckpt", tmp_path / ".last.ckpt.part"
+    for folder, content in ((path, "one"), (new, "two")):
+        folder.mkdir()
+        (folder / "shard").write_text(content)
+    rename, remove, done = Path.rename, files.remove, []
+
+    def rename_or_die(self: Path, target: Path) -> Path:
+        if len(done) == allowed:
+            raise Killed
+        done.append(target)
+        return rename(self, target)
+
+    def remove_or_die(folder: Path) -> None:
+        if folder.exists():
+            raise Killed
+        remove(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename_or_die)
+        patch.setattr(files, "remove", remove_or_die)
+        with pytest.raises(Killed):
+            replace_folder(path, new)
+    assert path.exists() == (at_one_instant or allowed != 1)
+    put_back(path)
+    assert (path / "shard").read_text() == ("two" if at_one_instant or allowed == 2 else "one")
+
+
+@pytest.mark.usefixtures("at_one_instant")
+def test_what_can_not_be_replaced_stays(tmp_path):
+    path = tmp_path / "last.ckpt"
+    path.mkdir()
+    with pytest.raises(FileNotFoundError):
+        replace_folder(path, tmp_path / "nothing")
+    put_back(path)
+    assert list(tmp_path.iterdir()) == [path]
