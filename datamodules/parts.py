@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +83,14 @@ def is_current(path: Path, value: int) -> bool:
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Holds a lock that ends with the process, however it ends."""
-    with path.open("w") as file:
+    """Holds a lock that ends with the process, however it ends.
+
+    Raises:
+        UserError: Another process holds it, or the file can't be written or locked.
+    """
+    with ExitStack() as stack:
         try:
+            file = stack.enter_context(path.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise UserError(f"{path}: another process is at work on this shard") from error

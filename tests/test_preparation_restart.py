@@ -90,6 +90,13 @@ def test_a_file_system_without_locks_is_named(flawed, tmp_path, monkeypatch):
         run(flawed[0], tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["settings", "shard-0-of-1", "merge"])
+def test_a_folder_in_the_place_of_a_lock_is_named(flawed, tmp_path, name):
+    (tmp_path / f"out/parts/{name}.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name}\.lock: can't be locked: is a directory"):
+        run(flawed[0], tmp_path / "out")
+
+
 def test_one_process_a_shard(flawed, tmp_path):
     (tmp_path / "out/parts").mkdir(parents=True)
     with locked(tmp_path / "out/parts/shard-0-of-1.lock"), pytest.raises(UserError, match="another process"):
