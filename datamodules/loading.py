@@ -139,7 +139,7 @@ class UtteranceDataset(Dataset):
             samples[:] = self.cache[index]
             return samples
         start, duration = utterance.start_seconds, utterance.duration_seconds
-        samples = read_audio(utterance.path, self.sample_rate_hz, start, duration, out)
+        samples = read_audio(utterance.path, self.sample_rate_hz, start, duration, out, utterance.member)
         if samples.nbytes <= self.free_bytes:
             self.free_bytes -= samples.nbytes
             self.cache[index] = samples.copy()
