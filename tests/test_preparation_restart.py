@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
+from pathlib import Path
 
 import pytest
 
 from datamodules import preparation
-from datamodules.parts import locked
+from datamodules.parts import divided, locked
 from datamodules.preparation import merge
 from datamodules.sources import KEPT
 from lit_spectron.errors import UserError
@@ -32,7 +34,9 @@ def test_jobs_shards_and_repetition_change_nothing(flawed, tmp_path, monkeypatch
         assert not (tmp_path / "three/report.json").is_file()
         run(root, tmp_path / "three", shard=(shard, 3))
     assert contents(tmp_path / "three") == reference
-    (tmp_path / "three/parts/000001.part").unlink()
+    parts = list((tmp_path / "three/parts").glob("*.part"))
+    assert len(parts) > 2
+    parts[1].unlink()
     run(root, tmp_path / "three")
     assert contents(tmp_path / "three") == reference
 
@@ -120,7 +124,7 @@ def test_damaged_parts_are_made_again(flawed, tmp_path, damage):
     root, _ = flawed
     run(root, tmp_path / "out")
     reference = contents(tmp_path / "out")
-    part = tmp_path / "out/parts/000000.part"
+    part = min((tmp_path / "out/parts").glob("*.part"))
     part.write_bytes(DAMAGE[damage](part.read_bytes()))
     run(root, tmp_path / "out")
     assert contents(tmp_path / "out") == reference
@@ -129,9 +133,10 @@ def test_damaged_parts_are_made_again(flawed, tmp_path, damage):
 def test_a_part_that_is_damaged_in_the_merge_is_named(flawed, tmp_path):
     root, _ = flawed
     run(root, tmp_path / "out")
-    (tmp_path / "out/parts/000000.part").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"000000\.part: damaged while it was merged"):
-        merge(settings(root), tmp_path / "out", 1)
+    part = min((tmp_path / "out/parts").glob("*.part"))
+    part.write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"{part.name}: damaged while it was merged"):
+        merge(settings(root), tmp_path / "out", [part])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
@@ -178,12 +183,42 @@ def test_only_what_changed_is_made_again(flawed, tmp_path, monkeypatch):
     monkeypatch.setattr("datamodules.sources.FileSource.items_per_part", 3)
     root, _ = flawed
     run(root, tmp_path / "out")
-    parts = sorted((tmp_path / "out/parts").glob("*.part"))
-    before = [part.stat().st_mtime_ns for part in parts]
+    before = times_of_parts(tmp_path / "out")
     os.utime(root / "small/d/x/long.json")
     run(root, tmp_path / "out")
-    again = [part.stat().st_mtime_ns != time for part, time in zip(parts, before, strict=True)]
-    assert again == [False] * (len(parts) - 1) + [True]
+    after = times_of_parts(tmp_path / "out")
+    assert before.keys() == after.keys() and len(before.items() - after.items()) == 1
+
+
+def times_of_parts(out: Path) -> dict[str, int]:
+    return {part.name: part.stat().st_mtime_ns for part in (out / "parts").glob("*.part")}
+
+
+def test_a_new_file_costs_no_part_but_its_own(flawed, tmp_path, monkeypatch):
+    """In the middle; and when it is gone again, nothing is made at all."""
+    monkeypatch.setattr("datamodules.sources.FileSource.items_per_part", 3)
+    root, _ = flawed
+    run(root, tmp_path / "out")
+    original, before = contents(tmp_path / "out"), times_of_parts(tmp_path / "out")
+    new = add(root, "small/b/one/new.flac", noise(2.0), {"speaker": "e", "voice_activity": [[0, 2]]})
+    run(root, tmp_path / "out")
+    after = times_of_parts(tmp_path / "out")
+    assert len(before) > 3 and before.items() <= after.items() and 1 <= len(after) - len(before) <= 2
+    run(root, tmp_path / "anew")
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew") != original
+    new.unlink()
+    run(root, tmp_path / "out")
+    assert contents(tmp_path / "out") == original and times_of_parts(tmp_path / "out") == after
+
+
+def test_a_division_hardly_changes_with_a_new_item():
+    items = [f"large/{i // 300}/book_{i // 40}/chapter_{i:06}.flac" for i in range(5000)]
+    parts = list(divided(items, 16))
+    assert list(chain(*parts)) == items and 12 < len(items) / len(parts) < 20 and max(map(len, parts)) <= 64
+    for place in range(0, 5000, 500):
+        changed = list(divided([*items[:place], f"large/new_{place}.flac", *items[place:]], 16))
+        assert sum(part not in parts for part in changed) <= 3
+    assert list(divided([], 16)) == [] and max(map(len, divided(["same"] * 100, 3))) <= 12
 
 
 def test_a_corpus_that_changes_meanwhile_is_an_error(flawed, tmp_path, monkeypatch):
