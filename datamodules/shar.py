@@ -80,18 +80,16 @@ def write_shards(folder: Path, utterances: Iterable[Utterance], shard_size: int)
 
 def packed_table(table: pa.Table, shards: list[Path]) -> pa.Table:
     """A manifest's rows, of `SCHEMA`, to rows of `PACKED_SCHEMA`; the shards hold their audio in the same order."""
-    offsets, sizes, counts = [], [], []
+    places = []
     for shard in shards:
         with tarfile.open(shard) as tar:
-            members = list(islice(tar, 0, None, 2))  # each audio file is followed by its description
-        offsets += [member.offset_data for member in members]
-        sizes += [member.size for member in members]
-        counts.append(len(members))
-    codes = pa.array(np.repeat(np.arange(len(shards), dtype=np.int32), counts))
+            members = islice(tar, 0, None, 2)  # each audio file is followed by its description
+            places.append(np.array([(member.offset_data, member.size) for member in members]))
+    codes = pa.array(np.repeat(np.arange(len(shards), dtype=np.int32), [len(place) for place in places]))
     names = pa.array([f"{shard.parent.name}/{shard.name}" for shard in shards])
     columns = {"path": pa.DictionaryArray.from_arrays(codes, names), "start_seconds": np.zeros(len(codes))}
     for name, values in columns.items():
         place = table.schema.get_field_index(name)
         table = table.set_column(place, table.field(place), pa.array(values))
-    member = pa.StructArray.from_arrays([pa.array(offsets), pa.array(sizes)], fields=list(MEMBER))
+    member = pa.StructArray.from_arrays(list(map(pa.array, np.concatenate(places).T)), fields=list(MEMBER))
     return table.append_column("member", member)
