@@ -60,7 +60,7 @@ def divided(items: Iterable[str], mean: int) -> Iterator[list[str]]:
 
 def part_path(parts: Path, items: Sequence[str]) -> Path:
     """Where the part of some items is kept, whatever comes before it."""
-    name = hashlib.blake2b(_encoded("\n".join(items)), digest_size=NAME_BYTES).hexdigest()
+    name = hashlib.blake2b(_encoded("\0".join(items)), digest_size=NAME_BYTES).hexdigest()
     return parts / f"{name}.part"
 
 

@@ -10,6 +10,7 @@ import csv
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -216,7 +217,8 @@ def _make_parts(
 
 
 def _start_worker(parent: int) -> None:
-    """Makes a worker end with its parent: it would wait for work for ever."""
+    """Makes a worker end with its parent, whose work it would await for ever, and on Ctrl-C at once and silently."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def watch() -> None:
         while os.getppid() == parent:

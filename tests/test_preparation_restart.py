@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -83,6 +84,39 @@ def test_killed_and_restarted(flawed, tmp_path):
                 killed += 1
     subprocess.run([*command, str(tmp_path / "killed")], check=True, capture_output=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_interrupted(flawed, tmp_path, jobs):
+    """Ctrl-C: one line, and the same command goes on."""
+    root, _ = flawed
+    for index in range(200):
+        add(root, f"small/s{index}/x/{index}.flac", noise(20.0), {"speaker": f"s{index}", "voice_activity": [[0, 20]]})
+    arguments = ["--root", str(root), "--max_seconds", "4", "--min_seconds", "1", "--verify", "--jobs", jobs]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_spectron",
+        "prepare",
+        "librilight",
+        *arguments,
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs the tests may ignore it
+    parts = tmp_path / "out/parts"
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
+    ) as process:
+        while process.poll() is None and not list(parts.glob("*.part")):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.read() == "interrupted\n"
+    assert process.returncode == 130 and not (tmp_path / "out/report.json").is_file()
+    before = times_of_parts(tmp_path / "out")
+    subprocess.run(command, check=True, capture_output=True)
+    assert before.items() < times_of_parts(tmp_path / "out").items()
 
 
 def test_a_file_system_without_locks_is_named(flawed, tmp_path, monkeypatch):
