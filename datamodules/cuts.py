@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import soundfile
 
@@ -190,27 +189,3 @@ def _samples_and_rate(path: Path) -> tuple[int, int]:
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise UserError(f"{path}: unreadable audio: {str(error).splitlines()[0]}") from error
     return info.frames, info.samplerate
-
-
-def write_shar(folder: Path, utterances: Iterable[Utterance], shard_size: int) -> None:
-    """Packs utterances and their audio, as FLAC, into lhotse's Shar: tar files that are read from end to end.
-
-    Raises:
-        UserError: lhotse is not installed, the folder holds something, or an audio file is missing or unreadable; then
-            no folder is left.
-    """
-    try:
-        from lhotse import MonoCut
-        from lhotse.shar import SharWriter
-    except ImportError as error:
-        raise UserError('--out: Shar needs lhotse; pip install -e ".[lhotse]" -c constraints.txt') from error
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder}: exists, and is no empty folder")
-    make_folder(folder.parent)
-    with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
-        partial = Path(temporary) / folder.name
-        partial.mkdir()
-        with SharWriter(str(partial), fields={"recording": "flac"}, shard_size=shard_size) as writer:
-            for utterance in utterances:
-                writer.write(MonoCut.from_dict(cut_of(utterance)))
-        partial.replace(folder)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lit_spectron.audio_files import ByteRange
 from lit_spectron.errors import UserError
 
 # Few different values stand in many rows: each is stored once.
@@ -32,6 +33,9 @@ SCHEMA = pa.schema(
     ]
 )
 PLAIN_SCHEMA = pa.schema([(field.name, pa.string() if field.type == NAMES else field.type) for field in SCHEMA])
+# Of audio that is packed into other files, the bytes where it lies.
+MEMBER = pa.struct([("offset_bytes", pa.int64()), ("size_bytes", pa.int64())])
+PACKED_SCHEMA = SCHEMA.append(pa.field("member", MEMBER))
 ROWS_PER_BATCH = 65536
 LONGEST_SECONDS = 1e8
 
@@ -57,6 +61,7 @@ class Utterance:
         speaker: Speaker id.
         text: Transcript; empty where there is none.
         words: Word times; None where the corpus has none.
+        member: Where in ``path`` the audio file is; None if it is all of it.
     """
 
     id: str
@@ -66,6 +71,7 @@ class Utterance:
     speaker: str
     text: str
     words: tuple[Word, ...] | None = None
+    member: ByteRange | None = None
 
     def text_before(self, seconds: float) -> str | None:
         """The words that end within the first ``seconds``; None without word times."""
@@ -78,7 +84,7 @@ class Manifest(Sequence[Utterance]):
     """A sequence of utterances over an Arrow table.
 
     Args:
-        table: With the columns of `SCHEMA`.
+        table: With the columns of `SCHEMA` or `PACKED_SCHEMA`.
         root: Folder that the table's paths are relative to.
         rows: Which rows of the table, and in which order; None for all.
         prepared: Whether `prepare` has seen the audio files.
@@ -110,7 +116,7 @@ class Manifest(Sequence[Utterance]):
         try:
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
             columns = " ".join(", ".join(table.schema.names).split())
-            if not table.schema.equals(SCHEMA):
+            if table.schema not in (SCHEMA, PACKED_SCHEMA):
                 raise UserError(f"{path}: not a manifest: its columns are {columns}")
             refuse_damage(path)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -128,9 +134,10 @@ class Manifest(Sequence[Utterance]):
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
         row = range(len(self))[index] if self.rows is None else int(self.rows[index])
-        value = {name: self.table[name][row].as_py() for name in SCHEMA.names}
+        value = {name: self.table[name][row].as_py() for name in self.table.column_names}
         words = None if value["words"] is None else tuple(Word(**word) for word in value["words"])
-        return Utterance(**{**value, "path": self.root / value["path"], "words": words})
+        member = ByteRange(**value["member"]) if value.get("member") else None
+        return Utterance(**{**value, "path": self.root / value["path"], "words": words, "member": member})
 
     def __iter__(self) -> Iterator[Utterance]:
         return (self[index] for index in range(len(self)))
@@ -211,9 +218,13 @@ def refuse_damage(path: Path) -> None:
             batch.validate(full=True)
             start, duration = (batch[name].to_numpy(False) for name in ("start_seconds", "duration_seconds"))
             possible = (start >= 0) & (start < LONGEST_SECONDS) & (duration > 0) & (duration < LONGEST_SECONDS)
+            if packed := batch.schema == PACKED_SCHEMA:
+                offset, size = (part.to_numpy(False) for part in batch["member"].flatten())
+                possible &= (offset >= 0) & (size > 0)
             if not possible.all():
                 row = int(possible.argmin())
                 what = f"{batch['id'][row]} starts at {start[row]} s and lasts {duration[row]} s"
+                what += f", in {size[row]} bytes at byte {offset[row]}" if packed else ""
                 raise UserError(f"{path}: damaged: utterance {rows + row}, {what}")
             rows += batch.num_rows
 
@@ -242,7 +253,7 @@ def split_by_speaker(
 
 def concatenate(manifests: Sequence[Manifest]) -> Manifest:
     """One after the other; they have one root."""
-    table = pa.concat_tables([m.table for m in manifests])
+    table = pa.concat_tables([m.table for m in manifests], promote_options="default")  # some may be packed
     starts = np.cumsum([0, *(m.table.num_rows for m in manifests)])
     rows = [s + (np.arange(len(m)) if m.rows is None else m.rows) for s, m in zip(starts, manifests, strict=False)]
     roots = {m.root for m in manifests}

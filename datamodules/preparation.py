@@ -2,17 +2,18 @@
 
 The source's items are cut into parts, each a file in ``OUT/parts``: the utterances, the account of its items, and what
 it was made from. Parts that are there, whole, and made from what is there now are not made again. Whoever finds all
-parts so merges them into ``train.arrow``, ``val.arrow``, ``test.arrow`` and a report. All of it depends on the input
-and the settings only.
+parts so merges them, in the order of the items, into ``train.arrow``, ``val.arrow``, ``test.arrow`` and a report. All
+of it depends on the input and the settings only.
 """
 
 import csv
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datamodules.manifest import SCHEMA, Utterance, Word, encode_names, split_speakers, unique_names
-from datamodules.parts import Part, checksum, is_current, locked, part_path, read_part, write_part
+from datamodules.parts import Part, divided, is_current, locked, part_path, read_part, write_part
 from datamodules.preparation_report import SPLITS, Account, write_report
 from datamodules.sources import (
     KEPT,
@@ -142,19 +143,19 @@ def prepare(settings: Settings, out: Path, jobs: int, shard: tuple[int, int], de
         _take_settings(parts / "settings.json", settings)
     with locked(parts / f"shard-{shard[0]}-of-{shard[1]}.lock"):
         try:
-            checksums = _make_parts(settings, parts, jobs, shard, device, batch_size)
+            paths = _make_parts(settings, parts, jobs, shard, device, batch_size)
         except BrokenProcessPool as error:
             raise UserError("--jobs: a worker died, of too little memory perhaps; finished parts are kept") from error
-    if not checksums:
+    if not paths:
         raise UserError(f"{settings.root}: holds nothing to prepare with --layout {settings.layout}")
-    missing = sum(not is_current(part_path(parts, index), value) for index, value in enumerate(checksums))
+    missing = sum(not is_current(path) for path in paths)
     if missing and shard[1] == 1:
         raise UserError(f"{settings.root}: changed while it was prepared; start the same command again")
     if missing:
-        print(f"{len(checksums) - missing} of {len(checksums)} parts are there; the last shard to end merges them")
+        print(f"{len(paths) - missing} of {len(paths)} parts are there; the last shard to end merges them")
         return False
     with locked(parts / "merge.lock", wait=True):
-        merge(settings, out, len(checksums))
+        merge(settings, out, paths)
     return True
 
 
@@ -181,22 +182,21 @@ def _take_settings(path: Path, settings: Settings) -> None:
 
 def _make_parts(
     settings: Settings, parts: Path, jobs: int, shard: tuple[int, int], device: str, batch: int
-) -> list[int]:
-    """Makes what is missing of a shard; returns the checksums of the items of all shards' parts."""
+) -> list[Path]:
+    """Makes what is missing of a shard; returns all shards' parts, in order."""
     source = settings.source()
-    remaining, began, done = source.items(), time.monotonic(), 0
-    checksums: list[int] = []
+    began, done = time.monotonic(), 0
+    paths: list[Path] = []
     with ExitStack() as stack:
         pool = None
         if jobs > 1:
             context = multiprocessing.get_context("spawn")
             pool = stack.enter_context(ProcessPoolExecutor(jobs, context, _start_worker, (os.getpid(),)))
         running: set[Future] = set()
-        for items in iter(lambda: list(islice(remaining, source.items_per_part)), []):
-            index = len(checksums)
-            checksums.append(checksum(items))
-            path = part_path(parts, index)
-            if index % shard[1] != shard[0] or is_current(path, checksums[-1]):
+        for index, items in enumerate(divided(source.items(), source.items_per_part)):
+            path = part_path(parts, items)
+            paths.append(path)
+            if index % shard[1] != shard[0] or is_current(path):
                 continue
             if pool is None:
                 make_part(settings, path, items, device, batch)
@@ -213,11 +213,12 @@ def _make_parts(
                 began = time.monotonic()
         for future in running:
             future.result()
-    return checksums
+    return paths
 
 
 def _start_worker(parent: int) -> None:
-    """Makes a worker end with its parent: it would wait for work for ever."""
+    """Makes a worker end with its parent, whose work it would await for ever, and on Ctrl-C at once and silently."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -242,7 +243,7 @@ def make_part(settings: Settings, path: Path, items: list[str], device: str, bat
     if settings.recognizer:
         kept = sum(piece.fate == KEPT and was_silent for piece, was_silent in zip(pieces, silent, strict=True))
         account.notes[f"kept with the text that {settings.recognizer} heard"] = kept
-    write_part(path, items, source.inputs, pieces, account)
+    write_part(path, source.inputs, pieces, account)
 
 
 def recognised(
@@ -299,17 +300,17 @@ def filtered(piece: Piece, settings: Settings) -> Piece:
     return replace(piece, fate=fate)
 
 
-def merge(settings: Settings, out: Path, count: int) -> None:
-    """All parts to one manifest a split, and the report."""
-    parts, total, speakers = out / "parts", Account(), set()
+def merge(settings: Settings, out: Path, paths: Sequence[Path]) -> None:
+    """Parts, in order, to one manifest a split, and the report."""
+    total, speakers = Account(), set()
     hashes = []
-    for part in _read_parts(parts, count):
+    for part in _read_parts(paths):
         total.merge(part.account)
         table = _with_fate(part.table, kept=True)
         speakers |= set(table["speaker"].unique().to_pylist())
         hashes.append(np.fromiter(map(hash, table["id"].to_pylist()), np.int64, table.num_rows))
     repeated = _repeated(np.concatenate(hashes))
-    names = unique_names(_with_fate(part.table, kept=True) for part in _read_parts(parts, count))
+    names = unique_names(_with_fate(part.table, kept=True) for part in _read_parts(paths))
     validation, test = split_speakers(speakers, settings.val_share, settings.test_share)
     members = {"train": sorted(speakers - validation - test), "val": sorted(validation), "test": sorted(test)}
     seconds: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
@@ -324,9 +325,9 @@ def merge(settings: Settings, out: Path, count: int) -> None:
         file = stack.enter_context(partial.open("w", encoding="utf-8"))
         dropped = csv.writer(file, delimiter="\t", lineterminator="\n")
         dropped.writerow(DROPPED_COLUMNS)
-        for partial in parts.glob(".*.part"):  # of processes that were killed
+        for partial in (out / "parts").glob(".*.part"):  # of processes that were killed
             partial.unlink(missing_ok=True)
-        for part, codes in zip(_read_parts(parts, count), hashes, strict=True):
+        for part, codes in zip(_read_parts(paths), hashes, strict=True):
             table = _with_fate(part.table, kept=True)
             table = _with_repetitions(table, np.isin(codes, repeated), seen, total, settings)
             for others in (_with_fate(part.table, kept=False), _with_fate(table, kept=False)):
@@ -351,9 +352,8 @@ def merge(settings: Settings, out: Path, count: int) -> None:
         )
 
 
-def _read_parts(parts: Path, count: int) -> Iterator[Part]:
-    for index in range(count):
-        path = part_path(parts, index)
+def _read_parts(paths: Sequence[Path]) -> Iterator[Part]:
+    for path in paths:
         part = read_part(path)
         if part is None:
             raise UserError(f"{path}: damaged while it was merged; start the same command again")

@@ -147,7 +147,8 @@ def prepare_librilight(arguments: list[str]) -> None:
 def export_parser() -> OneLineParser:
     parser = OneLineParser(
         prog="python -m lit_spectron prepare export",
-        description="Writes a manifest's utterances as lhotse's cuts, or packs them, with their audio, into its Shar.",
+        description="Writes a manifest's utterances as lhotse's cuts, or packs them, with their audio, into its Shar, "
+        "and writes OUT.arrow beside it, which fit reads with data.root the folder of both.",
     )
     add = parser.add_argument
     add("--manifest", type=Path, required=True, help="an .arrow file that prepare librilight wrote")
@@ -160,8 +161,9 @@ def export_parser() -> OneLineParser:
 def export_manifest(arguments: list[str]) -> None:
     """`prepare export`."""
     options = export_parser().parse_args(arguments)
-    from datamodules.cuts import write_cuts, write_shar
-    from datamodules.manifest import Manifest
+    from datamodules.cuts import write_cuts
+    from datamodules.manifest import PACKED_SCHEMA, Manifest
+    from datamodules.shar import write_shar
 
     cuts = options.out.name.endswith((".jsonl.gz", ".jsonl"))
     if options.out.suffix in FILE_SUFFIXES and not cuts:
@@ -169,8 +171,10 @@ def export_manifest(arguments: list[str]) -> None:
     if not options.root.is_dir():
         raise UserError(f"--root: no such folder: {options.root}")
     manifest = Manifest.open(options.manifest, options.root)
+    if manifest.table.schema == PACKED_SCHEMA:
+        raise UserError(f"--manifest: {options.manifest}: is packed already; export the one that it was made from")
     if cuts:
         write_cuts(options.out, manifest)
+        print(f"{options.out}: {len(manifest)} cuts")
     else:
-        write_shar(options.out, manifest, options.shard_size)
-    print(f"{options.out}: {len(manifest)} cuts")
+        print(f"{write_shar(options.out, manifest, options.shard_size)}: {len(manifest)} utterances")

@@ -98,6 +98,7 @@ class Source(ABC):
         verify: Whether every utterance is decoded; otherwise only the end of each file.
 
     Attributes:
+        items_per_part: How many make a part, on average.
         notes: What happened to kept audio, and how often.
         inputs: The files that pieces were made from so far, or would have been, had they been there.
     """

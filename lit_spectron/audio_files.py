@@ -1,7 +1,9 @@
 """Reading audio files: exactly what was asked for, or a `UserError` that names the file."""
 
+import io
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -13,12 +15,32 @@ LARGEST_SAMPLE = 4.0  # float files may overshoot 1; one beyond this was never s
 SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3"}
 
 
+class ByteRange(NamedTuple):
+    """Where an audio file lies inside another file, such as a tar."""
+
+    offset_bytes: int
+    size_bytes: int
+
+    def read(self, path: str | Path) -> bytes:
+        """
+        Raises:
+            UserError: The file ends before.
+            OSError: It can't be read.
+        """
+        with Path(path).open("rb") as file:
+            if sum(self) > (there := os.fstat(file.fileno()).st_size):
+                raise UserError(f"{path}: truncated: ends at byte {there}, before {sum(self)}")
+            file.seek(self.offset_bytes)
+            return file.read(self.size_bytes)
+
+
 def read_audio(
     path: str | Path,
     sample_rate_hz: int,
     start_seconds: float = 0.0,
     duration_seconds: float | None = None,
     out: np.ndarray | None = None,
+    member: ByteRange | None = None,
 ) -> np.ndarray:
     """A stretch of a mono file as float32 samples in [-1, 1].
 
@@ -28,6 +50,7 @@ def read_audio(
         start_seconds: Where to begin.
         duration_seconds: How much to read; None for all that is left.
         out: (at least T,) float32 that is read into, from its first sample on; None for a new array.
+        member: Where in the file the audio is, header and all; None if the file is nothing else.
 
     Returns:
         (T,) samples; a view of ``out``, if it is given.
@@ -39,7 +62,7 @@ def read_audio(
     if not os.path.isfile(path):  # noqa: PTH113 - pathlib's raises where a name is too long
         raise UserError(f"{path}: no such file")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(path if member is None else io.BytesIO(member.read(path))) as file:
             if file.samplerate != sample_rate_hz:
                 raise UserError(f"{path}: sampled at {file.samplerate} Hz, expected {sample_rate_hz} Hz")
             if file.channels != 1:
@@ -58,7 +81,9 @@ def read_audio(
                 raise UserError(f"{path}: no audio at {start_seconds:.3f} s")
             file.seek(start)
             samples = file.read(wanted, dtype="float32", out=out)
-    except (soundfile.LibsndfileError, RuntimeError, OSError, UnicodeEncodeError) as error:
+    except soundfile.LibsndfileError as error:  # its own message names the file again, or an address in memory
+        raise UserError(f"{path}: unreadable audio: {error.error_string}") from error
+    except (RuntimeError, OSError, UnicodeEncodeError) as error:
         raise UserError(f"{path}: unreadable audio: {str(error).splitlines()[0]}") from error
     if len(samples) < wanted:
         raise UserError(f"{path}: truncated: {len(samples)} of {wanted} samples could be read")

@@ -26,7 +26,7 @@ USAGE = "usage: python -m lit_spectron {" + ",".join(COMMANDS) + "} [--help] ...
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command. Mistakes of the user end with one line on stderr and exit code 2."""
+    """Runs one command. Mistakes of the user end with one line on stderr and exit code 2, Ctrl-C with one and 130."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command in ("", "-h", "--help"):
@@ -65,6 +65,9 @@ def main(arguments: list[str] | None = None) -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{os.strerror(error.errno).lower()}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def generate_parser() -> OneLineParser:

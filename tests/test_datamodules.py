@@ -1,6 +1,6 @@
 import gzip
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +19,7 @@ from lit_spectron.audio_files import read_audio
 from lit_spectron.cli import main
 from lit_spectron.errors import UserError
 from lit_spectron.llms.tokenizer import Tokenizer
+from lit_spectron.types import SpeechBatch
 
 RATE, PREFIX = 16000, "download/librilight"
 
@@ -196,7 +197,14 @@ def test_a_batch_decoded_in_place_equals_a_padded_one(corpus, workers):
     loader = ResumableLoader(dataset, PlannedBatchSampler(np.ones(4), BatchLimits(4), False), collate, workers)
     for batch in [*loader, *loader]:
         assert torch.equal(batch.waveform, expected.waveform) and batch.waveform.is_contiguous()
-        assert torch.equal(batch.lengths, expected.lengths) and batch.skipped == expected.skipped
+        assert type(batch) is SpeechBatch
+        for field in fields(SpeechBatch):
+            value, wanted = getattr(batch, field.name), getattr(expected, field.name)
+            if not isinstance(wanted, torch.Tensor):
+                assert value == wanted, field.name
+                continue
+            assert torch.equal(value, wanted) and value.dtype == wanted.dtype, field.name
+            assert value.is_shared() == (workers > 0 and field.name == "waveform"), field.name
     idle = PlannedBatchSampler(np.ones(1), BatchLimits(4), False, rank=1, world_size=2)
     assert [len(batch) for batch in ResumableLoader(dataset, idle, collate, workers)] == [0]
 

@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from itertools import chain
+from pathlib import Path
 
 import pytest
 
 from datamodules import preparation
-from datamodules.parts import locked
+from datamodules.parts import divided, locked
 from datamodules.preparation import merge
 from datamodules.sources import KEPT
 from lit_spectron.errors import UserError
@@ -32,7 +35,9 @@ def test_jobs_shards_and_repetition_change_nothing(flawed, tmp_path, monkeypatch
         assert not (tmp_path / "three/report.json").is_file()
         run(root, tmp_path / "three", shard=(shard, 3))
     assert contents(tmp_path / "three") == reference
-    (tmp_path / "three/parts/000001.part").unlink()
+    parts = list((tmp_path / "three/parts").glob("*.part"))
+    assert len(parts) > 2
+    parts[1].unlink()
     run(root, tmp_path / "three")
     assert contents(tmp_path / "three") == reference
 
@@ -81,12 +86,52 @@ def test_killed_and_restarted(flawed, tmp_path):
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_interrupted(flawed, tmp_path, jobs):
+    """Ctrl-C: one line, and the same command goes on."""
+    root, _ = flawed
+    for index in range(200):
+        add(root, f"small/s{index}/x/{index}.flac", noise(20.0), {"speaker": f"s{index}", "voice_activity": [[0, 20]]})
+    arguments = ["--root", str(root), "--max_seconds", "4", "--min_seconds", "1", "--verify", "--jobs", jobs]
+    command = [
+        sys.executable,
+        "-m",
+        "lit_spectron",
+        "prepare",
+        "librilight",
+        *arguments,
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # what runs the tests may ignore it
+    parts = tmp_path / "out/parts"
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed
+    ) as process:
+        while process.poll() is None and not list(parts.glob("*.part")):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr is not None
+        assert process.stderr.read() == "interrupted\n"
+    assert process.returncode == 130 and not (tmp_path / "out/report.json").is_file()
+    before = times_of_parts(tmp_path / "out")
+    subprocess.run(command, check=True, capture_output=True)
+    assert before.items() < times_of_parts(tmp_path / "out").items()
+
+
 def test_a_file_system_without_locks_is_named(flawed, tmp_path, monkeypatch):
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UserError, match=r"settings\.lock: can't be locked: function not implemented"):
+        run(flawed[0], tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["settings", "shard-0-of-1", "merge"])
+def test_a_folder_in_the_place_of_a_lock_is_named(flawed, tmp_path, name):
+    (tmp_path / f"out/parts/{name}.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=rf"{name}\.lock: can't be locked: is a directory"):
         run(flawed[0], tmp_path / "out")
 
 
@@ -113,7 +158,7 @@ def test_damaged_parts_are_made_again(flawed, tmp_path, damage):
     root, _ = flawed
     run(root, tmp_path / "out")
     reference = contents(tmp_path / "out")
-    part = tmp_path / "out/parts/000000.part"
+    part = min((tmp_path / "out/parts").glob("*.part"))
     part.write_bytes(DAMAGE[damage](part.read_bytes()))
     run(root, tmp_path / "out")
     assert contents(tmp_path / "out") == reference
@@ -122,9 +167,10 @@ def test_damaged_parts_are_made_again(flawed, tmp_path, damage):
 def test_a_part_that_is_damaged_in_the_merge_is_named(flawed, tmp_path):
     root, _ = flawed
     run(root, tmp_path / "out")
-    (tmp_path / "out/parts/000000.part").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"000000\.part: damaged while it was merged"):
-        merge(settings(root), tmp_path / "out", 1)
+    part = min((tmp_path / "out/parts").glob("*.part"))
+    part.write_bytes(b"x")
+    with pytest.raises(UserError, match=rf"{part.name}: damaged while it was merged"):
+        merge(settings(root), tmp_path / "out", [part])
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
@@ -171,12 +217,42 @@ def test_only_what_changed_is_made_again(flawed, tmp_path, monkeypatch):
     monkeypatch.setattr("datamodules.sources.FileSource.items_per_part", 3)
     root, _ = flawed
     run(root, tmp_path / "out")
-    parts = sorted((tmp_path / "out/parts").glob("*.part"))
-    before = [part.stat().st_mtime_ns for part in parts]
+    before = times_of_parts(tmp_path / "out")
     os.utime(root / "small/d/x/long.json")
     run(root, tmp_path / "out")
-    again = [part.stat().st_mtime_ns != time for part, time in zip(parts, before, strict=True)]
-    assert again == [False] * (len(parts) - 1) + [True]
+    after = times_of_parts(tmp_path / "out")
+    assert before.keys() == after.keys() and len(before.items() - after.items()) == 1
+
+
+def times_of_parts(out: Path) -> dict[str, int]:
+    return {part.name: part.stat().st_mtime_ns for part in (out / "parts").glob("*.part")}
+
+
+def test_a_new_file_costs_no_part_but_its_own(flawed, tmp_path, monkeypatch):
+    """In the middle; and when it is gone again, nothing is made at all."""
+    monkeypatch.setattr("datamodules.sources.FileSource.items_per_part", 3)
+    root, _ = flawed
+    run(root, tmp_path / "out")
+    original, before = contents(tmp_path / "out"), times_of_parts(tmp_path / "out")
+    new = add(root, "small/b/one/new.flac", noise(2.0), {"speaker": "e", "voice_activity": [[0, 2]]})
+    run(root, tmp_path / "out")
+    after = times_of_parts(tmp_path / "out")
+    assert len(before) > 3 and before.items() <= after.items() and 1 <= len(after) - len(before) <= 2
+    run(root, tmp_path / "anew")
+    assert contents(tmp_path / "out") == contents(tmp_path / "anew") != original
+    new.unlink()
+    run(root, tmp_path / "out")
+    assert contents(tmp_path / "out") == original and times_of_parts(tmp_path / "out") == after
+
+
+def test_a_division_hardly_changes_with_a_new_item():
+    items = [f"large/{i // 300}/book_{i // 40}/chapter_{i:06}.flac" for i in range(5000)]
+    parts = list(divided(items, 16))
+    assert list(chain(*parts)) == items and 12 < len(items) / len(parts) < 20 and max(map(len, parts)) <= 64
+    for place in range(0, 5000, 500):
+        changed = list(divided([*items[:place], f"large/new_{place}.flac", *items[place:]], 16))
+        assert sum(part not in parts for part in changed) <= 3
+    assert list(divided([], 16)) == [] and max(map(len, divided(["same"] * 100, 3))) <= 12
 
 
 def test_a_corpus_that_changes_meanwhile_is_an_error(flawed, tmp_path, monkeypatch):
