@@ -238,10 +238,10 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"{len(samples)} samples, {speech:.1f} s of generated speech; all rows together.",
             "",
         ]
-        rows = sorted(report["seconds"].items(), key=lambda row: -row[1])
+        parts = sorted(report["seconds"].items(), key=lambda part: -part[1])
         lines += markdown_table(
             ["part", "seconds", "for a second of speech"],
-            ([part, f"{seconds:.1f}", f"{seconds / speech:.3f}" if speech else ""] for part, seconds in rows),
+            ([part, f"{seconds:.1f}", f"{seconds / speech:.3f}" if speech else ""] for part, seconds in parts),
         )
     for end in ("best", "worst"):
         if report.get(end):
