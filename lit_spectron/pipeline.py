@@ -1,5 +1,6 @@
 """The façade without a trainer: from a checkpoint alone to text and speech."""
 
+from argparse import ArgumentError
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,7 +112,11 @@ class SpectronPipeline:
         device = usable_device(device)
         checkpoint = read_checkpoint(path)
         config, state = rebuilt_config(checkpoint), checkpoint["state_dict"]
-        model, vocoder, settings = build(config, overrides)
+        try:
+            model, vocoder, settings = build(config, overrides)
+        except ArgumentError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path}: was written by another version of this package or its parts: {reason}") from error
         for prefix, part in (("model.", model), ("vocoder.", vocoder)):
             part.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
         return cls(model.to(device), vocoder.to(device), settings, config["prompt_seconds"], weights)

@@ -393,6 +393,15 @@ def test_pairs(call, moved_checkpoint, prompts):
 
 
 @pytest.mark.slow
+def test_a_checkpoint_of_another_version_is_one_line(call, moved_checkpoint, prompts):
+    checkpoint = torch.load(moved_checkpoint, weights_only=True)
+    checkpoint["config"]["projection"]["former"] = 1
+    torch.save(checkpoint, prompts.parent / "old.ckpt")
+    wrong = call("generate", "--ckpt", prompts.parent / "old.ckpt", "--out", prompts.parent / "out", prompts)
+    assert_one_line(wrong, "old.ckpt: was written by another version", "projection.former")
+
+
+@pytest.mark.slow
 def test_generate_one_by_one_is_together(moved_checkpoint, prompts):
     pipeline = SpectronPipeline.from_checkpoint(moved_checkpoint, "cpu")
     pipeline.generate_files([prompts], prompts.parent / "together", batch_size=8)
