@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +21,9 @@ from lit_spectron.module import LitSpectron
 STEPS = 11  # of 3 batches an epoch
 
 
-def fit_processes(corpus: Path, out: Path, *arguments: str, processes: int) -> None:
-    base = [
-        "fit",
-        *("--config", "conf/quickstart.yaml", "--trainer.logger.init_args.save_dir", str(out)),
+def options_of_fit(corpus: Path, out: Path) -> list[str]:
+    return [
+        *("fit", "--config", "conf/quickstart.yaml", "--trainer.logger.init_args.save_dir", str(out)),
         *("--data.root", str(corpus), "--data.train_cuts", "cuts.jsonl.gz", "--data.val_cuts", "copy.jsonl.gz"),
         *("--data.test_cuts", "copy.jsonl.gz", "--data.prompt_seconds", "0.5", "--data.batch_size", "3"),
         *("--data.prompt_split", "random", "--data.max_prompt_seconds", "1.0"),
@@ -31,6 +32,10 @@ def fit_processes(corpus: Path, out: Path, *arguments: str, processes: int) -> N
         *("--model.generation.max_speech_seconds", "0.2", "--model.generation.max_text_tokens", "2"),
         *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]
+
+
+def fit_processes(corpus: Path, out: Path, *arguments: str, processes: int) -> None:
+    base = options_of_fit(corpus, out)
     if processes == 1:
         main([*base, *arguments])
         return
@@ -62,6 +67,48 @@ def test_resumed_equals_uninterrupted(corpus, tmp_path, repository, monkeypatch,
     more = ("--ckpt_path", str(last), "--data.workers", str(workers[1]))
     fit(corpus, tmp_path / "cut", "--trainer.max_steps", str(STEPS), *more)
     assert {**curve(tmp_path / "cut", 0), **curve(tmp_path / "cut", 1)} == whole
+    shutil.rmtree(tmp_path)
+
+
+@pytest.mark.slow
+def test_stopped_at_random_moments(corpus, tmp_path, repository):
+    """Anywhere in a step, in a validation round, while a checkpoint is written: what was saved last goes on."""
+    steps, chooser = 80, random.Random(0)
+    callback = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 1}}
+    (tmp_path / "callbacks.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    more = ["--config", str(tmp_path / "callbacks.yaml"), "--trainer.max_steps", str(steps)]
+
+    def start(out: Path, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "lit_spectron", *options_of_fit(corpus, out), *more, *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, env=environment, cwd=repository, stderr=subprocess.PIPE, text=True)
+
+    def finish(process: subprocess.Popen, exit_code: int = 0) -> None:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == exit_code, errors[-3000:]
+
+    finish(start(tmp_path / "whole"))
+    whole = curve(tmp_path / "whole", 0)
+    assert len(whole) == steps
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL]
+    seen, begun, arguments = {}, [], []
+    for version, number in enumerate([*signals, None]):
+        process = start(tmp_path / "cut", *arguments)
+        rows = tmp_path / f"cut/quickstart/version_{version}/metrics.csv"
+        if number is not None:
+            while process.poll() is None and not rows.is_file():
+                time.sleep(0.01)
+            time.sleep(chooser.uniform(0, 1))
+            process.send_signal(number)
+        finish(process, {None: 0, signal.SIGTERM: 128 + signal.SIGTERM}.get(number, -signal.SIGKILL))
+        of_version = curve(tmp_path / "cut", version)
+        assert of_version.items() <= whole.items()
+        seen |= of_version
+        begun.append(min(of_version))
+        last = rows.parent / "checkpoints/last.ckpt"
+        arguments = ["--ckpt_path", str(last)] if last.exists() else arguments
+    assert begun == sorted(set(begun)) and max(seen) == steps - 1
+    assert len(whole) - len(seen) <= len(signals)  # a step that was saved, and not yet written down
     shutil.rmtree(tmp_path)
 
 
