@@ -29,7 +29,7 @@ for seed in 0 1 2; do
                 > "$run/test.log" 2>&1
             # The profiler's row: | run_training_batch | mean seconds | calls | ...
             seconds=$(awk -F'|' '/run_training_batch/ {print $3 + 0; exit}' "$run/fit.log")
-            "$python" - "$run"/version_1/report.json "| $decoder | $seed |" "$seconds" > "$run/part.md" <<'ROW'
+            "$python" - "$run"/version_0/report.json "| $decoder | $seed |" "$seconds" > "$run/part.md" <<'ROW'
 import json, sys
 report = json.load(open(sys.argv[1]))
 speech = sum(sample["seconds"] for sample in report["samples"].values())
