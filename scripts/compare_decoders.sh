@@ -35,7 +35,7 @@ report = json.load(open(sys.argv[1]))
 speech = sum(sample["seconds"] for sample in report["samples"].values())
 names = ("wer_speech", "wer_text", "stop_rate", "silence_ratio")
 figures = [report["metrics"][f"test/{name}"] for name in names] + [report["seconds"]["generation"] / speech]
-print(sys.argv[2], *(f"{figure:.3f} |" for figure in figures), f"{float(sys.argv[3]):.3f} |")
+print(sys.argv[2], *("none |" if figure is None else f"{figure:.3f} |" for figure in figures), f"{float(sys.argv[3]):.3f} |")
 ROW
             mv "$run/part.md" "$run/row.md"
         fi
