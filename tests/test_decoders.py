@@ -332,7 +332,8 @@ def test_the_flow_samples_one_of_two_outcomes_where_regression_says_their_mean()
     optimizer = torch.optim.Adam(decoder.parameters(), lr=2e-3)
     for _ in range(400):
         outcome = torch.randint(0, 2, (1, 32, 1)) * 2.0 - 1
-        loss = decoder.loss(hidden, outcome.expand(-1, -1, 4), mask)[0]["flow"]
+        losses, _ = decoder.loss(hidden, outcome.expand(-1, -1, 4), mask)
+        loss = losses["spectrogram"] + losses["flow"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

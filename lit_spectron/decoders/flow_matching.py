@@ -1,4 +1,4 @@
-"""A generative decoder: each step's frames are drawn from their distribution by a small flow.
+"""A generative decoder: each step's frames are drawn from their distribution, around its mean, by a small flow.
 
 Shapes: B batch, N steps, r frames a step, M mel channels, D LM width, W width of the velocity network, K draws.
 """
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lit_spectron.audio import AudioSpec
 from lit_spectron.decoders.base import SpectrogramDecoder
 from lit_spectron.decoders.layers import PreNet, StopHead, normal_like, zeroed
-from lit_spectron.losses import masked_mean
+from lit_spectron.losses import masked_mean, spectrogram_losses
 from lit_spectron.types import Random
 
 
@@ -34,27 +34,32 @@ def euler(velocity: Callable[[Tensor, float], Tensor], start: Tensor, steps: int
 
 
 class FlowMatchingDecoder(SpectrogramDecoder):
-    """Flow matching on each step's r * M values, conditioned on the LM's output; learned stop.
+    """A post-net says what a step's frames are on average, and a flow draws how they differ from that; learned stop.
 
-    Its one spectrogram term, ``flow``, is the squared error of the velocity. In training every step gets ``draws``
-    pairs of time and noise of its own; in evaluation all steps share fixed ones, so that rounds can be compared. The
-    prediction beside the loss is the flow's first move from zero, which is the mean of the frames' distribution.
+    The post-net learns by regression, as the paper's does; ``flow`` is the squared error of the velocity, from noise to
+    what the post-net has left over. A flow from noise to the frames themselves learns them much more slowly. In
+    training every step gets ``draws`` pairs of time and noise of its own; in evaluation all steps share fixed ones, so
+    that rounds can be compared. The prediction beside the loss is the post-net's.
 
     Args:
         audio: The model's audio geometry.
         hidden_size: Width D of the LM.
         bottleneck_size: Width of the pre-net's hidden layer.
+        postnet_size: Width of the post-net's hidden layer.
         velocity_size: Width W of the velocity network.
         velocity_blocks: Residual blocks of the velocity network.
         reduction_factor: Frames a step, r.
         prenet_dropout: Dropout in the bottleneck, active at inference too.
         draws: Pairs of time and noise a step in training: the network is cheap beside the LM.
-        sampling_steps: Euler steps from noise to frames.
+        sampling_steps: Euler steps from noise to what is left over.
         temperature: Deviation of the noise that sampling starts from; 1 for the learned distribution.
+        feature_delta_order: Order of the differences along mel in the post-net's loss.
+        time_delta_order: Order of the differences along time in the post-net's loss, K.
         stop_positive_weight: Weight of the one last step against all the others in the stop loss.
 
     Source: Lipman et al. 2023 (arXiv 2210.02747) for the flow; Li et al. 2024 (arXiv 2406.11838), section 3, for a
-    small generative head on each position of an autoregressive model.
+    small generative head on each position of an autoregressive model; Popov et al. 2021 (Grad-TTS, arXiv 2105.06337),
+    section 3, for one that starts from a predicted mean.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class FlowMatchingDecoder(SpectrogramDecoder):
         audio: AudioSpec,
         hidden_size: int,
         bottleneck_size: int = 128,
+        postnet_size: int = 512,
         velocity_size: int = 512,
         velocity_blocks: int = 3,
         reduction_factor: int = 1,
@@ -69,6 +75,8 @@ class FlowMatchingDecoder(SpectrogramDecoder):
         draws: int = 4,
         sampling_steps: int = 8,
         temperature: float = 1.0,
+        feature_delta_order: int = 1,
+        time_delta_order: int = 3,
         stop_positive_weight: float = 20.0,
     ):
         super().__init__()
@@ -76,8 +84,12 @@ class FlowMatchingDecoder(SpectrogramDecoder):
         self.draws = draws
         self.sampling_steps = sampling_steps
         self.temperature = temperature
+        self.delta_orders = feature_delta_order, time_delta_order
         step_size = reduction_factor * audio.n_mels
         self.squeeze = PreNet(step_size, bottleneck_size, hidden_size, 1, prenet_dropout)
+        self.postnet = nn.Sequential(
+            nn.Linear(hidden_size, postnet_size), nn.GELU(), nn.Linear(postnet_size, step_size)
+        )
         self.velocity = VelocityNetwork(step_size, hidden_size, velocity_size, velocity_blocks)
         self.split_frames = nn.Unflatten(-1, (reduction_factor, audio.n_mels))
         self.stop = StopHead(hidden_size, stop_positive_weight)
@@ -86,16 +98,17 @@ class FlowMatchingDecoder(SpectrogramDecoder):
         return self.squeeze(frames, random)
 
     def loss(self, hidden: Tensor, target: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        # The network sees a step's frames together: those beyond the end are set to the mean.
-        target = target.masked_fill(~mask[..., None], 0)
-        data = target.unflatten(1, (hidden.shape[1], -1)).flatten(2)
+        mean = self.postnet(hidden)
+        prediction = self.split_frames(mean).flatten(1, 2)
+        losses = spectrogram_losses(prediction, target, mask, *self.delta_orders)
+        # The network sees a step's frames together: nothing is left over of those beyond the end.
+        left = (target - prediction.detach().float()).masked_fill(~mask[..., None], 0)
+        data = left.unflatten(1, (hidden.shape[1], -1)).flatten(2)
         time, noise = self._draw(data)
         x, wanted = straight_path(noise, data, time)
         error = self.split_frames(self.velocity(x, time, hidden).float() - wanted).flatten(2, 3)
-        losses = {"flow": masked_mean(error.square(), mask[..., None]), "stop": self.stop.loss(hidden, mask)}
-        with torch.no_grad():
-            prediction = self._sample(torch.zeros_like(data), hidden, 1)
-        return losses, prediction.flatten(1, 2)
+        losses["flow"] = masked_mean(error.square(), mask[..., None])
+        return {**losses, "stop": self.stop.loss(hidden, mask)}, prediction
 
     def _draw(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """Times (K, B, N, 1), one in each of K equal parts of [0, 1], and noise (K, B, N, r * M); B, N may be 1."""
@@ -108,15 +121,11 @@ class FlowMatchingDecoder(SpectrogramDecoder):
             noise = torch.randn(self.draws, 1, 1, data.shape[2], generator=fixed).to(data.device)
         return (torch.arange(self.draws, device=data.device)[:, None, None, None] + offset) / self.draws, noise
 
-    def _sample(self, start: Tensor, hidden: Tensor, steps: int) -> Tensor:
-        """From (..., r * M) at time 0, given LM outputs (..., D), to frames (..., r, M)."""
-        end = euler(lambda x, time: self.velocity(x, x.new_full((1,), time), hidden), start, steps)
-        return self.split_frames(end.to(hidden.dtype))
-
     def step(self, hidden: Tensor, random: Random | None = None) -> tuple[Tensor, Tensor]:
         shape = len(hidden), self.velocity.step_size
         noise = self.temperature * normal_like(hidden.new_empty(shape, dtype=torch.float32), random)
-        return self._sample(noise, hidden, self.sampling_steps), self.stop.probability(hidden)
+        left = euler(lambda x, time: self.velocity(x, x.new_full((1,), time), hidden), noise, self.sampling_steps)
+        return self.split_frames(self.postnet(hidden) + left.to(hidden.dtype)), self.stop.probability(hidden)
 
 
 class VelocityNetwork(nn.Module):
