@@ -39,6 +39,8 @@ class LastCheckpoint(ModelCheckpoint):
         if threading.current_thread() is threading.main_thread():
             # Not before Lightning's own, which it would call first; Lightning removes it when training is over.
             signal.signal(signal.SIGTERM, self._tell)
+        # Lightning's processes would ask one another about the signal in every step, and wait for their devices.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
     def _tell(self, number: int, *_) -> None:
         self._told_to_end = number

@@ -31,7 +31,7 @@ class Linear(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(module: Linear, folder: Path, start: Path | None = None) -> None:
+def fit(module: Linear, folder: Path, start: Path | None = None, **options) -> None:
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(
         max_steps=6,
@@ -39,6 +39,7 @@ def fit(module: Linear, folder: Path, start: Path | None = None) -> None:
         default_root_dir=folder,
         callbacks=[LastCheckpoint(every_n_train_steps=100)],
         **quiet,
+        **options,
     )
     trainer.fit(module, DataLoader(torch.ones(6, 2, 4), batch_size=None), ckpt_path=start)
 
@@ -81,3 +82,24 @@ def test_told_to_terminate_it_saves_and_ends(tmp_path, monkeypatch):
     fit(resumed, tmp_path / "again", tmp_path / "checkpoints/last.ckpt")
     assert resumed.steps == 3
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Counting(Linear):
+    """Fails where processes ask one another more often than they have to."""
+
+    def on_train_start(self):
+        self.asked, broadcast = 0, torch.distributed.broadcast
+
+        def counted(*arguments, **options):
+            self.asked += 1
+            return broadcast(*arguments, **options)
+
+        torch.distributed.broadcast = counted
+
+    def on_train_end(self):
+        assert self.trainer.global_step and not self.asked
+
+
+@pytest.mark.slow
+def test_no_step_asks_other_processes_about_a_signal(tmp_path):
+    fit(Counting(), tmp_path, devices=2, strategy="ddp_spawn")
