@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Literal
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from callbacks.base import FreeRunningMetric
@@ -34,7 +35,8 @@ class References(L.Callback):
     ``floor``: another speaker's true continuation, and words in random order: the transcript's as text, and those
     that a recogniser hears as speech.
 
-    `Report` writes them beside the model. Metrics that would say nothing of a row are left out of it (`MEANINGLESS`).
+    `Report` writes them beside the model. Where there is one speaker only, there is no floor, and a warning says so.
+    Metrics that would say nothing of a row are left out of it (`MEANINGLESS`).
 
     Args:
         rows: Which of them.
@@ -43,10 +45,18 @@ class References(L.Callback):
     def __init__(self, rows: list[ReferenceRow] = ["ceiling", "resynthesis", "floor"]) -> None:  # noqa: B006 - for YAML
         self.rows = rows
 
+    def _possible_rows(self, datamodule: L.LightningDataModule) -> list[ReferenceRow]:
+        """All, but for the floor where there is no second speaker."""
+        speakers = getattr(datamodule, "speakers", None)  # questions' data module has none, nor continuations
+        if "floor" not in self.rows or speakers is None or len(speakers("test")) > 1:
+            return self.rows
+        rank_zero_warn("callbacks.References: no row floor: split test holds no other speaker")
+        return [row for row in self.rows if row != "floor"]
+
     def on_test_epoch_start(self, trainer, pl_module) -> None:
         own = [callback for callback in trainer.callbacks if isinstance(callback, FreeRunningMetric)]
         self.metrics: dict[str, list[FreeRunningMetric]] = {
-            row: [metric.fresh() for metric in own] for row in self.rows
+            row: [metric.fresh() for metric in own] for row in self._possible_rows(trainer.datamodule)
         }
         for metrics in self.metrics.values():
             for metric in metrics:

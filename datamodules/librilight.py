@@ -262,6 +262,10 @@ class LibriLightDataModule(L.LightningDataModule):
                 self._note_skipped(batch.split, reason, 1, name)
         return batch
 
+    def speakers(self, split: str) -> set[str]:
+        """Of a split's utterances."""
+        return self.manifests[split].speakers()
+
     def continuation_by_another(self, split: str, name: str, sample_rate_hz: int) -> np.ndarray:
         """The continuation (T,) of the next readable utterance by another speaker than that of ``name``: next in the
         manifest, whichever process asks and however batches are made.

@@ -387,7 +387,8 @@ def test_references(batch, generation, audio):
         assert split == "test" and rate == audio.sample_rate_hz
         return others[name]
 
-    trainer = SimpleNamespace(callbacks=metrics, datamodule=SimpleNamespace(continuation_by_another=another))
+    datamodule = SimpleNamespace(continuation_by_another=another, speakers=lambda _: {"a", "b"})
+    trainer = SimpleNamespace(callbacks=metrics, datamodule=datamodule)
     for metric in metrics:
         metric.log = Uncopyable().log  # as Lightning does, with the trainer behind it
     EVENTS.clear()
@@ -413,6 +414,14 @@ def test_references(batch, generation, audio):
     assert "wer_text" not in named["ceiling"] | named["resynthesis"] and "wer_text" in named["floor"]
     assert not {"mos", "stop_rate", "silence_ratio"} & named["floor"] and "wer_prompt" not in named["resynthesis"]
     assert {"mos", "speaker_similarity", "silence_ratio", "log_perplexity"} <= named["resynthesis"]
+
+
+def test_of_one_speaker_there_is_no_floor():
+    trainer = SimpleNamespace(callbacks=[], datamodule=SimpleNamespace(speakers=lambda _: {"kal"}))
+    references = References()
+    with pytest.warns(UserWarning, match="no row floor: split test holds no other speaker"):
+        references.on_test_epoch_start(trainer, None)
+    assert list(references.metrics) == ["ceiling", "resynthesis"]
 
 
 def test_words_are_jumbled_the_same_way_each_time():
