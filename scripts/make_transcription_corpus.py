@@ -3,12 +3,14 @@
 
     python scripts/make_transcription_corpus.py real --root data/librilight --cuts CUTS --recognizer whisper --out DIR
     python scripts/make_transcription_corpus.py synthetic --llm HuggingFaceTB/SmolLM2-135M-Instruct --out DIR
+    python scripts/make_transcription_corpus.py questions --llm HuggingFaceTB/SmolLM2-135M-Instruct --out DIR
     python scripts/make_transcription_corpus.py join --out DIR
 
 `real` cuts recorded utterances into short segments at word boundaries, by the word times of a Whisper model. Speakers
 are split into train, validation and test. `synthetic` lets the LLM write, and flite and eSpeak NG (Debian packages) say
-it in short lines, in many pitches, paces and vocal tract lengths. `join` writes the manifest for training. All is
-in Libri-Light's layout with Libriheavy-style cuts.
+it in short lines, in many pitches, paces and vocal tract lengths. `questions` lets it ask, and answer as it would in
+writing, right or wrong: the question is the prompt, the answer its continuation. `join` writes the manifest for
+training. All is in Libri-Light's layout with Libriheavy-style cuts.
 """
 
 import argparse
@@ -20,10 +22,11 @@ import random
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -46,6 +49,16 @@ the city at night, a school, music, a dog, money, a dream, the doctor, a ship, t
 the king, a mother and her son, a book, the river, a train, breakfast, a friend, the farm, a painter, the law,
 a mountain, science, a child, the church, a market, an island, the moon, a thief
 """.replace("\n", " ").split(", ")
+SUBJECTS = """
+geography, capitals, rivers and mountains, countries of Europe, Asia, Africa, the Americas, islands, oceans, languages,
+currencies, kings and queens, ancient Rome, ancient Greece, Egypt, the world wars, presidents, explorers, inventions,
+medicine, chemistry, physics, the planets, animals, birds, plants, the human body, food and drink, painters, composers,
+novels, poets, Shakespeare, mythology, religion, sports, games, films, architecture, mathematics, computers
+""".replace("\n", " ").split(", ")
+ASKED = (4, 11)  # words of a question
+ANSWERED = (1, 14)  # words of an answer
+ANSWER_TOKENS = 24  # within which its first sentence ends
+ANSWER_SECONDS = (0.4, 4.0)
 FLITE_VOICES = {"slt": 180, "rms": 105, "awb": 130, "kal16": 105}  # with their usual pitch in Hz
 ESPEAK_VOICES = ("en-us", "en-gb", "en-us+m3", "en-us+f2", "en-gb+m7", "en-us+f5")
 
@@ -138,60 +151,111 @@ def make_real(arguments: argparse.Namespace) -> None:
         write_cuts(arguments.out / f"real_{name}.jsonl.gz", cuts)
 
 
-@torch.inference_mode()
-def write_lines(model_name: str, count: int, fewest: int, most: int, seed: int, path: Path) -> list[str]:
+class Writer:
+    """A chat model that writes answers of up to so many tokens, for many messages at once."""
+
+    def __init__(self, model_name: str):
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(model_name, padding_side="left")
+        self.model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16).eval()
+
+    @torch.inference_mode()
+    def write(self, messages: list[str], most_tokens: int, **sampling: float) -> list[str]:
+        chats = [[{"role": "user", "content": message}] for message in messages]
+        inputs = self.tokenizer.apply_chat_template(
+            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        tokens = self.model.generate(**inputs, max_new_tokens=most_tokens, do_sample=bool(sampling), **sampling)
+        return self.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def write_lines(writer: Writer, count: int, fewest: int, most: int, seed: int, path: Path) -> list[str]:
     """Distinct stretches of so many words of what the LLM makes up: begun and ended anywhere, as cut prompts are.
 
     They are kept in ``path`` as they come; what is there already is taken up.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model_name, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16).eval()
     found = dict.fromkeys(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
     while len(found) < count:
         chooser = random.Random(f"{seed} {len(found)}")
         torch.manual_seed(chooser.getrandbits(32))
         topics = [" and ".join(chooser.sample(TOPICS, 2)) for _ in range(48)]
-        chats = [[{"role": "user", "content": f"Write a page of an old novel about {topic}."}] for topic in topics]
-        inputs = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
-        tokens = model.generate(**inputs, max_new_tokens=160, do_sample=True, temperature=1.0, top_p=0.95)
-        for text in tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True):
+        messages = [f"Write a page of an old novel about {topic}." for topic in topics]
+        for text in writer.write(messages, 160, temperature=1.0, top_p=0.95):
             words = plain(text).split()
             while len(words) >= most:
                 size = chooser.randint(fewest, most)
                 if not any(word.isdigit() for word in words[:size]):
                     found[" ".join(words[:size])] = None
                 words = words[size:]
-        with appearing_whole(path) as partial_path:
-            partial_path.write_text("\n".join(found) + "\n", encoding="utf-8")
-        print(f"{len(found)} lines", flush=True)
+        keep(path, found)
     return list(found)[:count]
 
 
-def say(text: str, chooser: random.Random) -> tuple[str, np.ndarray]:
-    """Speaks a line; the voice's name and samples at `RATE_HZ`."""
+def write_questions(writer: Writer, count: int, seed: int, path: Path) -> list[tuple[str, str]]:
+    """Distinct questions of the LLM, and the first sentence of what it answers when it is asked them one by one.
+
+    They are kept in ``path`` as they come, question, tab, answer; what is there already is taken up.
+    """
+    rows = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = dict(row.split("\t") for row in rows)
+    while len(found) < count:
+        chooser = random.Random(f"{seed} {len(found)}")
+        torch.manual_seed(chooser.getrandbits(32))
+        subjects = [" or ".join(chooser.sample(SUBJECTS, 2)) for _ in range(48)]
+        messages = [f"Write ten short and easy quiz questions about {s}, without answers." for s in subjects]
+        asked: dict[str, None] = {}
+        for text in writer.write(messages, 160, temperature=0.9, top_p=0.95):
+            for question in re.findall(r"[A-Z][^.?!\n]*\?", text):
+                if ASKED[0] <= len(plain(question).split()) <= ASKED[1] and plain(question) not in found:
+                    asked[question] = None
+        for question, answer in zip(asked, writer.write(list(asked), ANSWER_TOKENS), strict=True):
+            sentence = re.match(r"[^.!?:\n]*(?=[.!?\n])", answer.strip())
+            said = sentence[0] if sentence else ""
+            digits = re.search(r"\d", question + said)  # can't be written as they are said
+            if ANSWERED[0] <= len(plain(said).split()) <= ANSWERED[1] and not digits:
+                found[plain(question)] = plain(said)
+        keep(path, [f"{question}\t{answer}" for question, answer in found.items()])
+    return list(found.items())[:count]
+
+
+def keep(path: Path, lines: Iterable[str]) -> None:
+    lines = list(lines)
+    with appearing_whole(path) as partial_path:
+        partial_path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"{path}: {len(lines)} lines", flush=True)
+
+
+def say(texts: list[str], chooser: random.Random) -> tuple[str, list[np.ndarray]]:
+    """Speaks texts in one voice; its name and samples at `RATE_HZ` of each."""
     tract = chooser.uniform(0.87, 1.18)  # above 1: a shorter vocal tract, a higher voice
-    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        if chooser.random() < 0.8:
-            voice = chooser.choice(list(FLITE_VOICES))
-            pitch = FLITE_VOICES[voice] * chooser.uniform(0.8, 1.3)
-            settings = {"duration_stretch": tract * chooser.uniform(0.75, 1.0), "int_f0_target_mean": pitch}
-            command = ["flite", "-voice", voice, "-t", text, "-o", file.name]
-            for key, value in settings.items():
-                command += ["--setf", f"{key}={value:.3f}"]
-        else:
-            voice = chooser.choice(ESPEAK_VOICES)
-            pace, pitch = chooser.uniform(150, 200) / tract, chooser.uniform(30, 70)
-            command = ["espeak-ng", "-v", voice, "-s", f"{pace:.0f}", "-p", f"{pitch:.0f}", "-w", file.name, text]
-        subprocess.run(command, check=True, capture_output=True)
-        samples, rate = soundfile.read(file.name, dtype="float32")
-    samples = soxr.resample(samples, rate * tract, RATE_HZ).astype(np.float32)
+    if chooser.random() < 0.8:
+        voice = chooser.choice(list(FLITE_VOICES))
+        pitch = FLITE_VOICES[voice] * chooser.uniform(0.8, 1.3)
+        settings = {"duration_stretch": tract * chooser.uniform(0.75, 1.0), "int_f0_target_mean": pitch}
+        command = ["flite", "-voice", voice]
+        for key, value in settings.items():
+            command += ["--setf", f"{key}={value:.3f}"]
+        text_option, file_option = ["-t"], "-o"
+    else:
+        voice = chooser.choice(ESPEAK_VOICES)
+        pace, pitch = chooser.uniform(150, 200) / tract, chooser.uniform(30, 70)
+        command = ["espeak-ng", "-v", voice, "-s", f"{pace:.0f}", "-p", f"{pitch:.0f}"]
+        text_option, file_option = [], "-w"
+    said = []
+    for text in texts:
+        with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+            subprocess.run([*command, file_option, file.name, *text_option, text], check=True, capture_output=True)
+            samples, rate = soundfile.read(file.name, dtype="float32")
+        said.append(soxr.resample(samples, rate * tract, RATE_HZ).astype(np.float32))
+    return voice, said
+
+
+def record(samples: np.ndarray, chooser: random.Random) -> np.ndarray:
+    """More or less loud, in more or less noise."""
     samples = samples * chooser.uniform(0.3, 0.9) / max(1e-3, float(np.abs(samples).max()))
     noise = np.random.default_rng(chooser.getrandbits(32)).standard_normal(len(samples)).astype(np.float32)
-    return voice, samples + noise * 10 ** chooser.uniform(-4, -2.3)
+    return samples + noise * 10 ** chooser.uniform(-4, -2.3)
 
 
 def make_synthetic(arguments: argparse.Namespace) -> None:
@@ -200,35 +264,63 @@ def make_synthetic(arguments: argparse.Namespace) -> None:
     lengths = suitable_seconds(arguments)
     fewest, most = math.ceil(WORDS_PER_SECOND[0] * lengths[0]), math.floor(WORDS_PER_SECOND[1] * lengths[1])
     texts = arguments.out / "lines.txt"
-    lines = write_lines(arguments.llm, arguments.lines, fewest, most, arguments.seed, texts)
-    spoken = [line for line in lines for _ in range(arguments.voices)]
+    lines = write_lines(Writer(arguments.llm), arguments.lines, fewest, most, arguments.seed, texts)
+    speak = partial(speak_line, arguments.out, lengths, arguments.seed)
+    speak_all(arguments, "synthetic", speak, lines)
+
+
+def make_questions(arguments: argparse.Namespace) -> None:
+    """As `make_synthetic`: a question is said in what will be the prompt, its answer begins where that ends."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    pairs = write_questions(Writer(arguments.llm), arguments.count, arguments.seed, arguments.out / "questions.tsv")
+    speak = partial(speak_pair, arguments.out, arguments.prompt_seconds, arguments.seed)
+    speak_all(arguments, "questions", speak, pairs)
+
+
+def speak_all(arguments: argparse.Namespace, name: str, speak: Callable[[int, Any], dict | None], texts: list) -> None:
     with multiprocessing.Pool(arguments.jobs) as pool:
-        speak = partial(speak_line, arguments.out, lengths, arguments.seed)
+        spoken = [text for text in texts for _ in range(arguments.voices)]
         cuts = pool.starmap(speak, enumerate(spoken), chunksize=16)
     suitable = [c for c in cuts if c is not None]
     print(f"{len(cuts) - len(suitable)} of {len(cuts)} were too short or too long when spoken")
-    write_cuts(arguments.out / "synthetic.jsonl.gz", suitable)
+    write_cuts(arguments.out / f"{name}.jsonl.gz", suitable)
 
 
 def speak_line(out: Path, lengths: Seconds, seed: int, index: int, text: str) -> dict | None:
     """The cut of a line that was spoken into a file; None if it is too short or too long, however it is said."""
     chooser = random.Random(f"{seed} {index}")
     for _ in range(TRIES):
-        voice, samples = say(text, chooser)
-        seconds = len(samples) / RATE_HZ
-        if lengths[0] <= seconds <= lengths[1]:
-            break
-    else:
-        return None
-    path = Path("synthetic") / voice / f"{index:06}.flac"
+        voice, (samples,) = say([text], chooser)
+        samples = record(samples, chooser)
+        if lengths[0] <= len(samples) / RATE_HZ <= lengths[1]:
+            return kept(out, f"synthetic/{index:06}", voice, samples, text)
+    return None
+
+
+def speak_pair(out: Path, prompt_seconds: float, seed: int, index: int, pair: tuple[str, str]) -> dict | None:
+    """As `speak_line`, of a question, silence up to the end of the prompt, and the answer."""
+    chooser = random.Random(f"{seed} {index}")
+    for _ in range(TRIES):
+        voice, (question, answer) = say([f"{pair[0]}?", f"{pair[1]}."], chooser)
+        silence = round(prompt_seconds * RATE_HZ) - len(question)
+        samples = record(np.concatenate([question, np.zeros(max(0, silence), np.float32), answer]), chooser)
+        if silence >= 0 and ANSWER_SECONDS[0] <= len(answer) / RATE_HZ <= ANSWER_SECONDS[1]:
+            return kept(out, f"questions/{index:06}", voice, samples, " ".join(pair))
+    return None
+
+
+def kept(out: Path, name: str, voice: str, samples: np.ndarray, text: str) -> dict:
+    """The cut of what is written into a file."""
+    folder, number = name.split("/")
+    path = Path(folder) / voice / f"{number}.flac"
     (out / path).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(out / path, samples, RATE_HZ, subtype="PCM_16")
-    return cut(Utterance(f"synthetic/{index:06}", path, 0.0, seconds - 0.001, voice, ""), text, None)
+    return cut(Utterance(name, path, 0.0, len(samples) / RATE_HZ - 0.001, voice, ""), text, None)
 
 
 def join(arguments: argparse.Namespace) -> None:
     cuts = []
-    for name in ("synthetic.jsonl.gz", "real_train.jsonl.gz"):
+    for name in ("synthetic.jsonl.gz", "questions.jsonl.gz", "real_train.jsonl.gz"):
         with gzip.open(arguments.out / name, "rt", encoding="utf-8") as file:
             cuts += [json.loads(line) for line in file]
     write_cuts(arguments.out / "train.jsonl.gz", cuts)
@@ -245,14 +337,20 @@ def main() -> None:
     synthetic = commands.add_parser("synthetic")
     synthetic.add_argument("--llm", required=True, help="chat model that writes the texts: hub id or folder")
     synthetic.add_argument("--lines", type=int, default=2500, help="how many to write")
-    synthetic.add_argument("--voices", type=int, default=3, help="how often, in different voices, each is said")
-    synthetic.add_argument("--seed", type=int, default=0, help="of texts and voices")
-    synthetic.add_argument("--jobs", type=int, default=2, help="processes that speak")
     synthetic.set_defaults(run=make_synthetic)
+    questions = commands.add_parser("questions")
+    questions.add_argument("--llm", required=True, help="chat model that asks and answers: hub id or folder")
+    questions.add_argument("--count", type=int, default=500, help="how many questions to ask")
+    questions.set_defaults(run=make_questions)
+    for command in (synthetic, questions):
+        command.add_argument("--voices", type=int, default=3, help="how often, in different voices, each is said")
+        command.add_argument("--seed", type=int, default=0, help="of texts and voices")
+        command.add_argument("--jobs", type=int, default=2, help="processes that speak")
     joined = commands.add_parser("join")
     joined.set_defaults(run=join)
-    for command in (real, synthetic):
+    for command in (real, synthetic, questions):
         command.add_argument("--prompt_seconds", type=float, default=3.0, help="what data.prompt_seconds will be")
+    for command in (real, synthetic):
         command.add_argument(
             "--continuation_seconds",
             type=float,
@@ -260,7 +358,7 @@ def main() -> None:
             default=[0.6, 2.0],
             help="shortest, longest speech after it",
         )
-    for command in (real, synthetic, joined):
+    for command in (real, synthetic, questions, joined):
         command.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
     arguments.run(arguments)

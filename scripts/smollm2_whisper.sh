@@ -16,6 +16,7 @@ corpus() { "$python" scripts/make_transcription_corpus.py "$@"; }
 
 corpus real --root "$librilight" --recognizer "$whisper" --out "$out"
 corpus synthetic --llm "$llm" --lines 4300 --voices 1 --out "$out"
+corpus questions --llm "$llm" --count 500 --voices 2 --out "$out"
 corpus join --out "$out"
 "$python" -m lit_spectron fit --config conf/smollm2_whisper.yaml --data.root "$out" --model.llm.init_args.source "$llm" \
     --model.llm.init_args.attention eager --model.encoder.init_args.source "$whisper" "$@"
