@@ -63,9 +63,9 @@ class Evidence:
         else:
             self.continuations = continuations
 
-    def share_prompts(self, other: "Evidence") -> None:
-        """What is found of the prompts of the same batch holds for both from now on."""
-        self._found_of_prompts = other._found_of_prompts
+    def share(self, other: "Evidence") -> None:
+        """What is found of the prompts of the same batch holds for both; what this one takes is counted there, too."""
+        self._found_of_prompts, self.seconds = other._found_of_prompts, other.seconds
 
     @cached_property
     def prompts(self) -> list[np.ndarray]:

@@ -86,7 +86,7 @@ class References(L.Callback):
                 others = [data.continuation_by_another("test", name, rate) for name in batch.ids]
                 jumbled = [jumble(text, name) for text, name in zip(batch.text, batch.ids, strict=True)]
                 evidence = JumbledEvidence(batch, replace(truth, text=jumbled), vocoder, others)
-            evidence.share_prompts(given)
+            evidence.share(given)
             for metric in metrics:
                 metric.update(evidence)
 

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import pickle
@@ -362,8 +363,9 @@ class Uncopyable:
     def log(self) -> None: ...
 
 
-def test_references(batch, generation, audio):
-    """The same metrics of real speech, of the vocoder's copy of it, and of another reader."""
+def test_references(batch, generation, audio, monkeypatch):
+    """The same metrics of real speech, of the vocoder's copy of it, and of another reader; the clock counts all."""
+    monkeypatch.setattr("callbacks.evidence.time", SimpleNamespace(perf_counter=itertools.count().__next__))
     this = batch()
     real = [this.waveform[i, n:end].numpy() for i, (n, end) in enumerate(((8000, 16000), (8000, 24000)))]
     others = {"utterance0": tone(700).numpy(), "utterance1": tone(600).numpy()}
@@ -396,6 +398,8 @@ def test_references(batch, generation, audio):
         callback.on_test_epoch_start(trainer, module)
     for callback in metrics:
         callback.on_test_batch_end(trainer, module, generation, this, 0)
+    seconds = shared_evidence(this, generation, module.vocoder).seconds
+    assert seconds["LengthRecognizer"] == 4 and seconds["vocoder"] == 2  # one a call by this clock
     # Two prompts, embedded once; four continuations of each.
     assert EVENTS["MomentEmbedder asked"] == 2 + 4 * 2
     references.on_test_epoch_end(trainer, module)
