@@ -3,7 +3,9 @@
 import os
 import signal
 import subprocess
+import sys
 import threading
+from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -15,10 +17,10 @@ class LastCheckpoint(ModelCheckpoint):
     """Keeps ``checkpoints/last.ckpt`` up to date, and nothing else.
 
     At the signal USR1 training ends, with exit code 0: it finishes its step (some more where processes train together),
-    saves, and has SLURM put the job back into its queue if it is one (``scontrol requeue``). At TERM it does the same
-    with exit code 143 and nothing queued; told twice, it ends at once. Lightning's own handlers of these signals give
-    way: they save in the middle of a step, when a batch was taken but nothing learned from it and other processes may
-    be elsewhere, or not at all.
+    saves, and has SLURM put the job back into its queue if it is one (``scontrol requeue``). At TERM and INT (Ctrl-C)
+    it does the same with exit codes 143 and 130 and nothing queued; told twice, it ends at once. Lightning's own
+    handlers of these signals give way: they save in the middle of a step, when a batch was taken but nothing learned
+    from it and other processes may be elsewhere, or not at all.
 
     Args:
         every_n_train_steps: Steps between two saves.
@@ -28,6 +30,7 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(save_last=True, save_top_k=0, every_n_train_steps=every_n_train_steps)
         self._told_to_end: int | None = None  # by this signal
         self._step_of_question = 0
+        self._of_interrupts: Any = None  # the handler that there was before
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -39,6 +42,7 @@ class LastCheckpoint(ModelCheckpoint):
         if threading.current_thread() is threading.main_thread():
             # Not before Lightning's own, which it would call first; Lightning removes it when training is over.
             signal.signal(signal.SIGTERM, self._tell)
+            self._of_interrupts = signal.signal(signal.SIGINT, self._tell)
         # Lightning's processes would ask one another about the signal in every step, and wait for their devices.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
 
@@ -46,6 +50,17 @@ class LastCheckpoint(ModelCheckpoint):
         self._told_to_end = number
         if number == signal.SIGTERM:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._heed_interrupts()
+
+    def _heed_interrupts(self) -> None:
+        """As before training."""
+        if self._of_interrupts is not None:
+            signal.signal(signal.SIGINT, self._of_interrupts)
+            self._of_interrupts = None
+
+    def on_exception(self, trainer, pl_module, exception) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._heed_interrupts()
 
     def on_train_batch_end(self, trainer, *args) -> None:
         super().on_train_batch_end(trainer, *args)
@@ -56,14 +71,18 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.strategy.reduce_boolean_decision(self._told_to_end is not None, all=False):
             self._save_if_new(trainer)
             trainer._logger_connector.update_train_step_metrics()  # Lightning would log this step after this hook
-            terminated = self._told_to_end == signal.SIGTERM
-            if trainer.is_global_zero and not terminated:
+            number = self._told_to_end
+            ended_by_hand = number in (signal.SIGTERM, signal.SIGINT)
+            if trainer.is_global_zero and ended_by_hand:
+                print(f"interrupted; saved step {step}", file=sys.stderr)
+            elif trainer.is_global_zero:
                 requeue()
-            raise SystemExit(128 + signal.SIGTERM if terminated else 0)
+            raise SystemExit(128 + number if number and ended_by_hand else 0)
 
     def on_train_end(self, trainer, pl_module) -> None:
         # Lightning's own leaves the tail of a run out where its length is no multiple of the interval.
         self._save_if_new(trainer)
+        self._heed_interrupts()
 
     def _save_if_new(self, trainer) -> None:
         if self._last_global_step_saved != trainer.global_step:

@@ -1,6 +1,7 @@
 """From a manifest and a plan to batches of waveforms."""
 
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +19,8 @@ from lit_spectron.audio_files import read_audio
 from lit_spectron.errors import UserError
 from lit_spectron.llms.tokenizer import Tokenizer
 from lit_spectron.types import SpeechBatch
+
+WORKER_OUTLIVES_TERM_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,12 @@ class _WithEpoch:
         return ([(index, self.planned.epoch) for index in batch] for batch in self.planned)
 
 
+def _leave_signals_to_parent(_: int) -> None:
+    """Lets a worker live on while the training process, which Ctrl-C and TERM to a group reach, too, ends its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_OUTLIVES_TERM_SECONDS))
+
+
 def ordered_loader(
     dataset: Dataset, sampler: PlannedBatchSampler, collate: Collate, workers: int
 ) -> DataLoader[SpeechBatch]:
@@ -231,6 +240,7 @@ def ordered_loader(
         batch_sampler=_WithEpoch(sampler),
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_parent,
         persistent_workers=workers > 0,
     )
 
@@ -254,6 +264,7 @@ class ResumableLoader(DataLoader):
             batch_sampler=_WithEpoch(sampler),
             collate_fn=collate,
             num_workers=workers,
+            worker_init_fn=_leave_signals_to_parent,
             persistent_workers=workers > 0,
         )
 

@@ -2,6 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import lightning as L
@@ -68,20 +72,51 @@ def test_it_saves_has_its_job_queued_again_and_ends(tmp_path, monkeypatch, array
     assert resumed.steps == 3
 
 
-def test_told_to_terminate_it_saves_and_ends(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_terminate_it_saves_and_ends(tmp_path, monkeypatch, number):
     monkeypatch.setenv("SLURM_JOB_ID", "77")  # of a job that must not be queued again: there is no scontrol to ask
     monkeypatch.setenv("PATH", str(tmp_path))
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     module = Linear()
-    module.told_in, module.told_by = 2, signal.SIGTERM
+    module.told_in, module.told_by = 2, number
     with pytest.raises(SystemExit) as end:
         fit(module, tmp_path)
-    assert end.value.code == 128 + signal.SIGTERM and module.steps == 3
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert end.value.code == 128 + number and module.steps == 3
+    assert signal.getsignal(number) == before
     resumed = Linear()
     fit(resumed, tmp_path / "again", tmp_path / "checkpoints/last.ckpt")
     assert resumed.steps == 3
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_a_whole_group_is_told_ends_as_cleanly_with_workers(tmp_path, number):
+    """Ctrl-C, and what `timeout` sends, reach the process that reads audio, too."""
+    command = [sys.executable, "-m", "lit_spectron", "fit", "--config", "conf/quickstart.yaml", "--data.workers", "1"]
+    command += ["--trainer.max_steps", "100000", "--trainer.logger.init_args.save_dir", str(tmp_path)]
+    checkpoints = tmp_path / "quickstart/version_0/checkpoints"
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # what runs the tests may ignore it
+    with (
+        (tmp_path / "log").open("w+") as log,
+        subprocess.Popen(
+            [*command, "--trainer.log_every_n_steps", "1"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=heed,
+        ) as process,
+    ):
+        metrics = tmp_path / "quickstart/version_0/metrics.csv"
+        while process.poll() is None and not metrics.is_file():  # it trains
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        assert process.wait(60) == 128 + number
+        log.seek(0)
+        assert "Traceback" not in (said := log.read()) and "interrupted; saved step" in said
+    assert (checkpoints / "last.ckpt").is_file()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 class Counting(Linear):
