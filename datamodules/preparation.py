@@ -202,7 +202,10 @@ def _make_parts(
                 make_part(settings, path, items, device, batch)
                 done += 1
             else:
+                # A worker that is started here would meet Ctrl-C with a traceback before it can heed it.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 running.add(pool.submit(make_part, settings, path, items, device, batch))
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 if len(running) >= 2 * jobs:
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:
@@ -219,6 +222,7 @@ def _make_parts(
 def _start_worker(parent: int) -> None:
     """Makes a worker end with its parent, whose work it would await for ever, and on Ctrl-C at once and silently."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
     def watch() -> None:
         while os.getppid() == parent:
