@@ -119,3 +119,14 @@ def find_audio(paths: list[Path]) -> dict[str, Path]:
             if found.setdefault(file.stem, file) != file:
                 raise UserError(f"{file}: has the same name as {found[file.stem]}; outputs would overwrite each other")
     return found
+
+
+def keep_apart(files: dict[str, Path], out: Path) -> None:
+    """Makes sure that what is written to ``out`` replaces nothing that lies beside recordings, nor them.
+
+    Raises:
+        UserError: One of the files lies there.
+    """
+    for path in files.values():
+        if path.resolve().parent == out.resolve():
+            raise UserError(f"--out: {out} holds {path.name}, which is to be read; name another folder")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_spectron.arguments import usable_device
 from lit_spectron.audio import SHORTEST_PROMPT_SECONDS, AudioSpec
-from lit_spectron.audio_files import find_audio, read_audio
+from lit_spectron.audio_files import find_audio, keep_apart, read_audio
 from lit_spectron.checkpoint import read_checkpoint, rebuilt_config
 from lit_spectron.errors import UserError
 from lit_spectron.files import make_folder
@@ -272,7 +272,7 @@ class SpectronPipeline:
         Every prompt is read and checked before the first file is written.
 
         Raises:
-            UserError: A prompt is missing, unreadable, too short or of a wrong rate; two share a name.
+            UserError: A prompt is missing, unreadable, too short, of a wrong rate, or in ``out``; two share a name.
         """
         seconds = self.prompt_seconds if prompt_seconds is None else prompt_seconds
         if seconds is not None and seconds < SHORTEST_PROMPT_SECONDS:
@@ -280,6 +280,7 @@ class SpectronPipeline:
         if batch_size < 1:
             raise UserError(f"--batch_size: must be positive, got {batch_size}")
         files = find_audio(paths)
+        keep_apart(files, out)
         for path in files.values():
             self._read_prompt(path, seconds)
         make_folder(out)

@@ -8,7 +8,7 @@ import soundfile
 import torch
 
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
-from lit_spectron.audio_files import find_audio, read_audio
+from lit_spectron.audio_files import find_audio, keep_apart, read_audio
 from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
 from lit_spectron.vocoders import Vocoder
@@ -43,10 +43,11 @@ def resynthesize_files(
         Each file's mean absolute difference in nats between the log-mel of the original and of what was written.
 
     Raises:
-        UserError: A file is missing, unreadable or of a wrong rate; two share a name.
+        UserError: A file is missing, unreadable or of a wrong rate, or lies in ``out``; two share a name.
     """
     audio, log_mel = vocoder.audio, LogMelSpectrogram(vocoder.audio)
     files = find_audio(paths)
+    keep_apart(files, out)
     make_folder(out)
     differences = {}
     for name, path in files.items():

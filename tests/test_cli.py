@@ -20,6 +20,7 @@ import yaml
 
 from lit_spectron import __version__
 from lit_spectron.cli import COMMANDS, main
+from lit_spectron.errors import UserError
 from lit_spectron.llms.tokenizer import Tokenizer
 from lit_spectron.pipeline import SpectronPipeline
 
@@ -404,6 +405,8 @@ def test_a_checkpoint_of_another_version_is_one_line(call, moved_checkpoint, pro
 @pytest.mark.slow
 def test_generate_one_by_one_is_together(moved_checkpoint, prompts):
     pipeline = SpectronPipeline.from_checkpoint(moved_checkpoint, "cpu")
+    with pytest.raises(UserError, match="which is to be read; name another folder"):
+        pipeline.generate_files([prompts], prompts)
     pipeline.generate_files([prompts], prompts.parent / "together", batch_size=8)
     pipeline.generate_files([prompts], prompts.parent / "alone", batch_size=1)
     for name in ("first", "second"):

@@ -264,6 +264,11 @@ def test_resynthesize(tmp_path, monkeypatch, capsys, speech):
     samples, rate = soundfile.read(tmp_path / "out/a.wav")
     assert line.startswith(f"{tmp_path / 'out/a.wav'}: 0.") and line.endswith(" nats")
     assert rate == 16000 and len(samples) == speech.shape[1] and 0 < float(line.split()[1]) < 0.3
+    before = (tmp_path / "a.wav").read_bytes()
+    with pytest.raises(SystemExit):
+        main(["resynthesize", "--vocoder", "conf/vocoder/griffin_lim.yaml", "--out", str(tmp_path / "out/.."), files])
+    assert "holds a.wav, which is to be read" in capsys.readouterr().err
+    assert (tmp_path / "a.wav").read_bytes() == before
 
 
 @pytest.mark.parametrize(
