@@ -10,7 +10,6 @@ from urllib.parse import quote
 
 import lightning as L
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from callbacks.base import FreeRunningMetric, gathered
 from callbacks.evidence import Evidence, shared_evidence
 from callbacks.references import References
 from lit_spectron import __version__
+from lit_spectron.audio_files import write_audio
 from lit_spectron.bootstrap import intervals
 from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
@@ -123,8 +123,7 @@ class Report(L.Callback):
             make_folder(directory / "samples")
         for name in dict.fromkeys(best + worst):
             for sound, suffix in zip(sounds[name], ("prompt.wav", "wav"), strict=True):
-                with appearing_whole(directory / "samples" / f"{file_name(name)}.{suffix}") as path:
-                    soundfile.write(path, sound, rate, format="WAV")
+                write_audio(directory / "samples" / f"{file_name(name)}.{suffix}", sound, rate)
         report = {
             **figures(values, counts),
             "references": {row: {**figures(*found), "counts": found[1]} for row, found in references.items()},

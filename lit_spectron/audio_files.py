@@ -9,6 +9,7 @@ import numpy as np
 import soundfile
 
 from lit_spectron.errors import UserError
+from lit_spectron.files import appearing_whole
 
 UNKNOWN_FRAMES = 2**62  # what libsndfile says where the header does not tell, as of FLAC from a pipe
 LARGEST_SAMPLE = 4.0  # float files may overshoot 1; one beyond this was never scaled to [-1, 1]
@@ -95,6 +96,18 @@ def read_audio(
     if peak > LARGEST_SAMPLE:
         raise UserError(f"{path}: peaks at {peak:.3g}; samples must be scaled to [-1, 1]")
     return samples
+
+
+def write_audio(path: Path, samples: np.ndarray, sample_rate_hz: int) -> None:
+    """Writes (T,) float samples in [-1, 1] as a 16-bit WAV file, which appears whole or not at all.
+
+    Raises:
+        OSError: It can't be written, as where the disk is full; libsndfile itself would not say why.
+    """
+    content = io.BytesIO()
+    soundfile.write(content, samples, sample_rate_hz, format="WAV", subtype="PCM_16")
+    with appearing_whole(path) as partial:
+        partial.write_bytes(content.getbuffer())
 
 
 def find_audio(paths: list[Path]) -> dict[str, Path]:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import soundfile
 from torch import Tensor
 
 from lit_spectron.audio import AudioSpec
+from lit_spectron.audio_files import write_audio
 from lit_spectron.figures import spectrogram_figure
 from lit_spectron.files import appearing_whole
 from lit_spectron.types import Generation
@@ -45,8 +45,7 @@ def write_continuation(
         **details,
     }
     figure = spectrogram_figure({"prompt": prompt_log_mel, "continuation": log_mel}, audio, text)
-    with appearing_whole(out / f"{name}.wav") as path:
-        soundfile.write(path, waveform.numpy(), audio.sample_rate_hz, format="WAV")
+    write_audio(out / f"{name}.wav", waveform.numpy(), audio.sample_rate_hz)
     with appearing_whole(out / f"{name}.txt") as path:
         path.write_text(text + "\n", encoding="utf-8")
     with appearing_whole(out / f"{name}.png") as path:

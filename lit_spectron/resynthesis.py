@@ -4,13 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jsonargparse
-import soundfile
 import torch
 
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
-from lit_spectron.audio_files import find_audio, keep_apart, read_audio
+from lit_spectron.audio_files import find_audio, keep_apart, read_audio, write_audio
 from lit_spectron.errors import UserError
-from lit_spectron.files import appearing_whole, make_folder
+from lit_spectron.files import make_folder
 from lit_spectron.vocoders import Vocoder
 
 
@@ -56,7 +55,6 @@ def resynthesize_files(
         sound = vocoder(original, frames).clamp(-1, 1)
         again, _ = log_mel(sound, audio.frames_to_samples(frames))
         differences[name] = float((again - original).abs().mean())
-        with appearing_whole(out / f"{name}.wav") as partial:
-            soundfile.write(partial, sound[0].numpy(), audio.sample_rate_hz, format="WAV")
+        write_audio(out / f"{name}.wav", sound[0].numpy(), audio.sample_rate_hz)
         report(f"{out / name}.wav: {differences[name]:.4f} nats")
     return differences

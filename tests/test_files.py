@@ -1,10 +1,14 @@
 import errno
 import os
+import resource
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
-from lit_spectron.audio_files import find_audio
+from lit_spectron.audio_files import find_audio, read_audio, write_audio
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
@@ -54,3 +58,18 @@ def test_a_folder_that_can_not_be_had_is_named(tmp_path, monkeypatch):
         make_folder(tmp_path / "deep")
     with pytest.raises(UserError, match="deep: permission denied"):
         find_audio([tmp_path / "deep"])
+
+
+def test_audio_is_written_as_16_bit_and_what_does_not_fit_is_named(tmp_path):
+    samples = np.sin(np.arange(4000)).astype(np.float32)
+    write_audio(tmp_path / "a.wav", samples, 16000)
+    assert soundfile.info(tmp_path / "a.wav").subtype == "PCM_16"
+    assert np.abs(read_audio(tmp_path / "a.wav", 16000) - samples).max() < 2**-15
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # stands for a full disk
+    try:
+        with pytest.raises(OSError) as error:
+            write_audio(tmp_path / "b.wav", samples, 16000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Path(error.value.filename).name == "b.wav" and [p.name for p in tmp_path.iterdir()] == ["a.wav"]

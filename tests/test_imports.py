@@ -34,8 +34,8 @@ OUTSIDE = {
         *("evaluators", "word_errors"),
     },
     "callbacks": {
-        *("", "audio", "bootstrap", "errors", "evaluators", "figures", "files", "generation", "model", "module"),
-        *("outputs", "tables", "types", "vocoders", "word_errors"),
+        *("", "audio", "audio_files", "bootstrap", "errors", "evaluators", "figures", "files", "generation", "model"),
+        *("module", "outputs", "tables", "types", "vocoders", "word_errors"),
     },
 }
 FILES = sorted(p for name in ("lit_spectron", *OUTSIDE) for p in (ROOT / name).rglob("*.py"))
