@@ -71,13 +71,13 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.strategy.reduce_boolean_decision(self._told_to_end is not None, all=False):
             self._save_if_new(trainer)
             trainer._logger_connector.update_train_step_metrics()  # Lightning would log this step after this hook
-            number = self._told_to_end
-            ended_by_hand = number in (signal.SIGTERM, signal.SIGINT)
-            if trainer.is_global_zero and ended_by_hand:
-                print(f"interrupted; saved step {step}", file=sys.stderr)
-            elif trainer.is_global_zero:
+            number = self._told_to_end or signal.SIGUSR1  # where another process was told
+            to_be_queued = number == signal.SIGUSR1
+            if trainer.is_global_zero and to_be_queued:
                 requeue()
-            raise SystemExit(128 + number if number and ended_by_hand else 0)
+            elif trainer.is_global_zero:
+                print(f"interrupted; saved step {step}", file=sys.stderr)
+            raise SystemExit(0 if to_be_queued else 128 + number)
 
     def on_train_end(self, trainer, pl_module) -> None:
         # Lightning's own leaves the tail of a run out where its length is no multiple of the interval.

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -202,10 +202,8 @@ def _make_parts(
                 make_part(settings, path, items, device, batch)
                 done += 1
             else:
-                # A worker that is started here would meet Ctrl-C with a traceback before it can heed it.
-                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-                running.add(pool.submit(make_part, settings, path, items, device, batch))
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                with _interrupts_held_back():
+                    running.add(pool.submit(make_part, settings, path, items, device, batch))
                 if len(running) >= 2 * jobs:
                     ended, running = wait(running, return_when=FIRST_COMPLETED)
                     for future in ended:
@@ -217,6 +215,16 @@ def _make_parts(
         for future in running:
             future.result()
     return paths
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Until the block ends: a worker that is started in it would meet Ctrl-C with a traceback before it can heed it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(parent: int) -> None:
