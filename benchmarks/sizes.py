@@ -5,7 +5,8 @@
 
 Everything is computed from one training step with tensors that have shapes and no content (torch's fake tensors): no
 weights are made, nothing is downloaded, any size runs on any machine. ``--measure CONFIG ...`` adds a table of the same
-step run on this one's CPU.
+step run on this one: on a GPU by the config's precision, AdamW's update included, with as many utterances as its memory
+should hold by the table; on a CPU in float32, with two utterances, forward and backward pass alone.
 """
 
 import argparse
@@ -20,14 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import AdamW
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.shipped import build_model, in_a_process_of_its_own, make_batch, peak_bytes, read_config
-from benchmarks.training import MatrixProducts, Workload, medians, ours, prepare, step_of
+from benchmarks.training import MatrixProducts, Workload, medians, prepare
 from lit_spectron.errors import UserError
 from lit_spectron.losses import LossWeights
 from lit_spectron.model import SpectronModel
 from lit_spectron.tables import markdown_table
+from lit_spectron.types import SpeechBatch
 
 PARTS = ("encoder", "projection", "llm", "decoder")
 CONFIGS = ("quickstart", "smollm2_whisper", "spectron", "spectron_1b")
@@ -221,8 +224,12 @@ def tables(sizes: dict[str, Size], teraflops: float) -> list[str]:
     ]
 
 
-def measured(name: str, utterance: Utterance, utterances: int, rounds: int) -> list[str]:
-    """A row of the measured table: the same step, really, in float32 on this CPU."""
+def measured(name: str, utterance: Utterance, size: Size, rounds: int) -> list[str]:
+    """A row of the measured table: the same step, really, on this machine."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    room = torch.cuda.get_device_properties(device).total_memory if on_gpu else 0
+    utterances = size.utterances_trained_in(room) if on_gpu else 2
     workload = Workload(
         config_path(name),
         utterances,
@@ -231,10 +238,38 @@ def measured(name: str, utterance: Utterance, utterances: int, rounds: int) -> l
         utterance.text_tokens,
         rounds,
     )
-    model, weights = prepare(workload)
-    seconds = medians({name: step_of(model, workload.batch(model), weights, ours)}, rounds)[name]
-    positions = workload.positions(model)
-    return [name, f"{utterances}", f"{seconds:.3f}", f"{positions / seconds:,.0f}", gigabytes(peak_bytes())]
+    with device:
+        model, weights = prepare(workload)
+    model.to(device)
+    batch = on(device, workload.batch(model))
+    optimizer = AdamW((p for p in model.parameters() if p.requires_grad), fused=True)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=on_gpu and size.precision == "bf16-mixed")
+
+    def step() -> float:
+        with autocast:
+            loss = weights.total(model(batch).losses)
+        loss.backward()
+        if on_gpu:
+            optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    seconds = medians({name: step}, rounds)[name]
+    found_bytes = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
+    return [
+        name,
+        f"{utterances:,}",
+        f"{seconds:.3f}",
+        f"{utterances * size.positions / seconds:,.0f}",
+        f"{utterances * size.operations / seconds / 1e12:,.2f}",
+        gigabytes(found_bytes),
+        gigabytes(size.states_bytes + size.copies_bytes + utterances * size.activations_bytes) if on_gpu else "",
+    ]
+
+
+def on(device: torch.device, batch: SpeechBatch) -> SpeechBatch:
+    tensors = {name: value.to(device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **tensors)
 
 
 def config_path(name: str) -> Path:
@@ -255,7 +290,7 @@ def main(arguments: list[str] | None = None) -> None:
         default=125.0,
         help="that a device is assumed to do a second (default: %(default)s, 40 %% of an A100's peak in bfloat16)",
     )
-    parser.add_argument("--measure", nargs="+", default=(), metavar="NAME", help="configs to run on this CPU, too")
+    parser.add_argument("--measure", nargs="+", default=(), metavar="NAME", help="configs to run here, too")
     options = parser.parse_args(arguments)
     utterance = Utterance(options.prompt_seconds, options.continuation_seconds, options.text_tokens)
     try:
@@ -267,10 +302,11 @@ def main(arguments: list[str] | None = None) -> None:
         )
         print(*tables(sizes, options.teraflops), sep="\n", flush=True)
         if options.measure:
-            rows = [in_a_process_of_its_own(measured, name, utterance, 2, 3) for name in options.measure]
-            header = ["config", "utterances", "seconds a step", "positions a second", "peak memory, GB"]
-            print("", "Training, measured on this CPU (float32, forward and backward pass)", "", sep="\n")
-            print(*markdown_table(header, rows), sep="\n")
+            rows = [in_a_process_of_its_own(measured, name, utterance, sizes[name], 3) for name in options.measure]
+            header = ["config", "utterances", "seconds a step", "positions a second", "TFLOP/s", "peak memory, GB"]
+            where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+            print("", f"Training, measured on this {where}", "", sep="\n")
+            print(*markdown_table([*header, "computed, GB"], rows), sep="\n")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

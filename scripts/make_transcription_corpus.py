@@ -152,20 +152,21 @@ def make_real(arguments: argparse.Namespace) -> None:
 
 
 class Writer:
-    """A chat model that writes answers of up to so many tokens, for many messages at once."""
+    """A chat model that answers many messages at once, in up to so many tokens; on a GPU where there is one."""
 
     def __init__(self, model_name: str):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self.tokenizer = AutoTokenizer.from_pretrained(model_name, padding_side="left")
-        self.model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16).eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.bfloat16).eval().to(device)
 
     @torch.inference_mode()
     def write(self, messages: list[str], most_tokens: int, **sampling: float) -> list[str]:
         chats = [[{"role": "user", "content": message}] for message in messages]
         inputs = self.tokenizer.apply_chat_template(
             chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        )
+        ).to(self.model.device)
         tokens = self.model.generate(**inputs, max_new_tokens=most_tokens, do_sample=bool(sampling), **sampling)
         return self.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
