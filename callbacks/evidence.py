@@ -1,5 +1,6 @@
 """What callbacks judge a batch by."""
 
+import hashlib
 import time
 import warnings
 from collections import defaultdict
@@ -29,7 +30,8 @@ Item = TypeVar("Item")
 
 
 class Evidence:
-    """The sounds of one decoded batch and what evaluators say of them, each worked out at first need and once.
+    """The sounds of one decoded batch and what evaluators say of them, each worked out at first need and once: no
+    evaluator is asked about the same sound or the same text again.
 
     Every list has one entry a sample. Where an evaluator fails on a sample, a warning names both, and the entry is
     None.
@@ -42,6 +44,7 @@ class Evidence:
 
     Attributes:
         seconds: Spent so far: on the generation, by the vocoder, and by each evaluator's name, its loading left out.
+        found: What each evaluator said of each sound or text.
     """
 
     def __init__(
@@ -56,16 +59,15 @@ class Evidence:
         self.vocoder = vocoder
         self.audio = vocoder.audio
         self.seconds: dict[str, float] = defaultdict(float)
-        self._found: dict[tuple[str, Evaluator, Evaluator | None], list[Any]] = {}
-        self._found_of_prompts: dict[tuple[str, Evaluator, Evaluator | None], list[Any]] = {}
+        self.found: dict[tuple[Evaluator, str | bytes], Any] = {}
         if continuations is None:
             self.seconds["generation"] = generation.seconds
         else:
             self.continuations = continuations
 
     def share(self, other: "Evidence") -> None:
-        """What is found of the prompts of the same batch holds for both; what this one takes is counted there, too."""
-        self._found_of_prompts, self.seconds = other._found_of_prompts, other.seconds
+        """What either finds holds for both; what this one takes is counted there, too."""
+        self.found, self.seconds = other.found, other.seconds
 
     @cached_property
     def prompts(self) -> list[np.ndarray]:
@@ -83,10 +85,10 @@ class Evidence:
 
     def transcripts(self, recognizer: SpeechRecognizer) -> list[Transcript | None]:
         """Of the continuations."""
-        return self._judged("continuation", recognizer, recognizer.transcribe, lambda: self.continuations)
+        return self._judged("continuation", recognizer, recognizer.transcribe, self.continuations)
 
     def prompt_transcripts(self, recognizer: SpeechRecognizer) -> list[Transcript | None]:
-        return self._judged("prompt", recognizer, recognizer.transcribe, lambda: self.prompts)
+        return self._judged("prompt", recognizer, recognizer.transcribe, self.prompts)
 
     def prompt_texts(self, recognizer: SpeechRecognizer | None) -> list[str | None]:
         """Words spoken in each prompt, from the corpus's word times, or else by ear; None where neither tells."""
@@ -98,29 +100,24 @@ class Evidence:
 
     def embeddings(self, embedder: SpeakerEmbedder) -> list[Tensor | None]:
         """Of the continuations: (E,) of unit length, on the CPU."""
-        return self._judged("continuation", embedder, embedder.embed, lambda: self.continuations)
+        return self._judged("continuation", embedder, embedder.embed, self.continuations)
 
     def prompt_embeddings(self, embedder: SpeakerEmbedder) -> list[Tensor | None]:
-        return self._judged("prompt", embedder, embedder.embed, lambda: self.prompts)
+        return self._judged("prompt", embedder, embedder.embed, self.prompts)
 
     def opinions(self, predictor: QualityPredictor) -> list[float | None]:
         """Predicted scores of the continuations."""
-        return self._judged("continuation", predictor, predictor.predict, lambda: self.continuations)
+        return self._judged("continuation", predictor, predictor.predict, self.continuations)
 
     def text_scores(self, recognizer: SpeechRecognizer, scorer: TextScorer) -> list[TextScore | None]:
         """Of the continuations' transcripts; of an empty one no token is scored."""
-        return self._judged(
-            "transcript",
-            scorer,
-            lambda texts, _, device: scorer.score(texts, device),
-            lambda: [transcript.text if transcript else "" for transcript in self.transcripts(recognizer)],
-            recognizer,
-        )
+        texts = [transcript.text if transcript else "" for transcript in self.transcripts(recognizer)]
+        return self._judged("transcript", scorer, lambda some, _, device: scorer.score(some, device), texts)
 
     def answers(self, answerer: TextAnswerer) -> list[str | None]:
         """To the utterances' texts, which are taken for questions."""
         return self._judged(
-            "question", answerer, lambda texts, _, device: answerer.answer(texts, device), lambda: self.batch.text
+            "question", answerer, lambda some, _, device: answerer.answer(some, device), self.batch.text
         )
 
     def _judged(
@@ -128,14 +125,13 @@ class Evidence:
         subject: str,
         evaluator: Evaluator,
         judge: Callable[[list[Any], int, Any], Sequence[Any]],
-        find_items: Callable[[], list[Any]],
-        upon: Evaluator | None = None,
+        items: Sequence[str | np.ndarray],
     ) -> list[Any]:
-        """What ``judge`` says of the items. ``upon``: the evaluator that they come from."""
-        key = (subject, evaluator, upon)
-        known = self._found_of_prompts if subject == "prompt" else self._found
-        if key not in known:
-            items, device = find_items(), self.batch.waveform.device
+        """What ``judge`` says of each item, or said of the same before."""
+        keys = [(evaluator, fingerprint(item)) for item in items]
+        new = {key: i for i, key in enumerate(keys) if key not in self.found}
+        if new:
+            device = self.batch.waveform.device
             evaluator.loaded(device)
 
             def ask(some: list[Any]) -> list[Any]:
@@ -143,15 +139,14 @@ class Evidence:
 
             with self._clock(evaluator.name):
                 try:
-                    known[key] = ask(items)
+                    said = ask([items[i] for i in new.values()])
                 except UserError:
                     raise
                 except Exception:  # whatever a network meets in one sample, the others are worth asking about
-                    known[key] = [
-                        self._alone(ask, item, f"{evaluator.name} fails on the {subject} of {name}")
-                        for item, name in zip(items, self.batch.ids, strict=True)
-                    ]
-        return known[key]
+                    complaint = f"{evaluator.name} fails on the {subject} of"
+                    said = [self._alone(ask, items[i], f"{complaint} {self.batch.ids[i]}") for i in new.values()]
+            self.found |= zip(new, said, strict=True)
+        return [self.found[key] for key in keys]
 
     @staticmethod
     def _alone(ask: Callable[[list[Any]], list[Any]], item: Any, complaint: str) -> Any:
@@ -166,6 +161,11 @@ class Evidence:
         began = time.perf_counter()
         yield
         self.seconds[part] += time.perf_counter() - began
+
+
+def fingerprint(item: str | np.ndarray) -> str | bytes:
+    """Of a text itself; of samples (T,) a checksum."""
+    return item if isinstance(item, str) else hashlib.sha256(item.tobytes()).digest()
 
 
 # Callbacks that are handed the same batch share its evidence; the next batch takes its place.

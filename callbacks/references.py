@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
@@ -11,7 +11,7 @@ from torch import Tensor
 from callbacks.base import FreeRunningMetric
 from callbacks.evidence import Evidence, shared_evidence
 from lit_spectron.errors import UserError
-from lit_spectron.evaluators import SpeechRecognizer, Transcript
+from lit_spectron.evaluators import Evaluator, SpeechRecognizer, Transcript
 from lit_spectron.model import split_waveform
 
 ReferenceRow = Literal["ceiling", "resynthesis", "floor"]
@@ -56,8 +56,10 @@ class References(L.Callback):
     def on_test_epoch_start(self, trainer, pl_module) -> None:
         own = [callback for callback in trainer.callbacks if isinstance(callback, FreeRunningMetric)]
         self.metrics: dict[str, list[FreeRunningMetric]] = {
-            row: [metric.fresh() for metric in own] for row in self._possible_rows(trainer.datamodule)
+            row: [metric.fresh() for metric in own if not all(n.startswith(MEANINGLESS[row]) for n in metric.metrics)]
+            for row in self._possible_rows(trainer.datamodule)
         }
+        self._found: dict[tuple[Evaluator, str | bytes], Any] = {}
         for metrics in self.metrics.values():
             for metric in metrics:
                 metric.start(pl_module)
@@ -70,6 +72,9 @@ class References(L.Callback):
             raise UserError("callbacks.References: utterances without a continuation, such as questions, have none")
         model, vocoder = pl_module.model, pl_module.vocoder
         given = shared_evidence(batch, outputs, vocoder)
+        # What is one utterance's ceiling is another's floor, in some later batch.
+        self._found |= given.found
+        given.found = self._found
         _, sound = split_waveform(batch.waveform, batch.lengths, batch.prompt_samples)
         log_mel, frames = model.log_mel(sound, rest)
         stops = ["stop"] * len(batch)
@@ -100,6 +105,7 @@ class References(L.Callback):
             }
             for row, metrics in self.metrics.items()
         }
+        self._found.clear()
 
 
 class JumbledEvidence(Evidence):

@@ -96,6 +96,7 @@ class LevelPredictor(_Judge, QualityPredictor):
     """One to five by loudness."""
 
     def predict(self, waveforms: Sequence[np.ndarray], sample_rate_hz, device="cpu") -> list[float]:
+        EVENTS[f"{self.name} asked"] += len(waveforms)
         return [1 + 4 * float(abs(waveform).mean()) for waveform in waveforms]
 
 
