@@ -18,6 +18,7 @@ from datamodules.segmentation import quietest
 from lit_spectron.audio_files import read_audio
 from lit_spectron.errors import UserError
 from lit_spectron.llms.tokenizer import Tokenizer
+from lit_spectron.memory import keep_freed_memory
 from lit_spectron.types import SpeechBatch
 
 WORKER_OUTLIVES_TERM_SECONDS = 30
@@ -225,8 +226,10 @@ class _WithEpoch:
         return ([(index, self.planned.epoch) for index in batch] for batch in self.planned)
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """Lets a worker live on while the training process, which Ctrl-C and TERM to a group reach, too, ends its step."""
+def _begin_worker(_: int) -> None:
+    """Has a worker reuse the memory of its batches, and live on while the training process, which Ctrl-C and TERM to a
+    group reach, too, ends its step."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_OUTLIVES_TERM_SECONDS))
 
@@ -240,7 +243,7 @@ def ordered_loader(
         batch_sampler=_WithEpoch(sampler),
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_begin_worker,
         persistent_workers=workers > 0,
     )
 
@@ -264,7 +267,7 @@ class ResumableLoader(DataLoader):
             batch_sampler=_WithEpoch(sampler),
             collate_fn=collate,
             num_workers=workers,
-            worker_init_fn=_leave_signals_to_parent,
+            worker_init_fn=_begin_worker,
             persistent_workers=workers > 0,
         )
 

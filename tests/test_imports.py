@@ -30,7 +30,7 @@ LAYERS = [
 ]
 OUTSIDE = {
     "datamodules": {
-        *("", "arguments", "audio", "audio_files", "errors", "files", "masking", "types", "llms.tokenizer"),
+        *("", "arguments", "audio", "audio_files", "errors", "files", "masking", "memory", "types", "llms.tokenizer"),
         *("evaluators", "word_errors"),
     },
     "callbacks": {
