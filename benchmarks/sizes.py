@@ -254,16 +254,20 @@ def measured(name: str, utterance: Utterance, size: Size, rounds: int) -> list[s
         optimizer.zero_grad()
         return loss.item()
 
-    seconds = medians({name: step}, rounds)[name]
-    found_bytes = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
+    computed_bytes = size.states_bytes + size.copies_bytes + utterances * size.activations_bytes
+    expected = gigabytes(computed_bytes) if on_gpu else ""
+    try:
+        seconds = medians({name: step}, rounds)[name]
+    except torch.OutOfMemoryError:
+        return [name, f"{utterances:,}", "out of memory", "", "", "", expected]
     return [
         name,
         f"{utterances:,}",
         f"{seconds:.3f}",
         f"{utterances * size.positions / seconds:,.0f}",
         f"{utterances * size.operations / seconds / 1e12:,.2f}",
-        gigabytes(found_bytes),
-        gigabytes(size.states_bytes + size.copies_bytes + utterances * size.activations_bytes) if on_gpu else "",
+        gigabytes(torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()),
+        expected,
     ]
 
 
