@@ -8,6 +8,9 @@ import threading
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.tensor import DTensor
+
+from lit_spectron.errors import UserError
 
 # Processes that train together have to agree before one of them stops to save.
 STEPS_BETWEEN_QUESTIONS = 10
@@ -21,6 +24,8 @@ class LastCheckpoint(ModelCheckpoint):
     it does the same with exit codes 143 and 130 and nothing queued; told twice, it ends at once. Lightning's own
     handlers of these signals give way: they save in the middle of a step, when a batch was taken but nothing learned
     from it and other processes may be elsewhere, or not at all.
+
+    Weights that are not finite any more are not saved: training ends with an error, and what was saved before stays.
 
     Args:
         every_n_train_steps: Steps between two saves.
@@ -87,6 +92,17 @@ class LastCheckpoint(ModelCheckpoint):
     def _save_if_new(self, trainer) -> None:
         if self._last_global_step_saved != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_last_checkpoint(self, trainer, monitor_candidates) -> None:
+        # Where processes share parameters, each looks at its own part.
+        trained = (p.detach() for p in trainer.lightning_module.parameters() if p.requires_grad)
+        own = (p.to_local() if isinstance(p, DTensor) else p for p in trained)
+        if not trainer.strategy.reduce_boolean_decision(all(bool(p.isfinite().all()) for p in own)):
+            raise UserError(
+                f"training has diverged: weights are not finite at step {trainer.global_step}; not saved, the last "
+                f"checkpoint is of step {self._last_global_step_saved}"
+            )
+        super()._save_last_checkpoint(trainer, monitor_candidates)
 
 
 def requeue() -> None:

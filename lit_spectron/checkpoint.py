@@ -3,7 +3,7 @@
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
-from zipfile import is_zipfile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ def read_checkpoint(path: Path | str, tensors: Literal["all", "weights", "shapes
     # Whole checkpoints are zip files; what is not one would be refused with words about mmap.
     if not is_sharded(path) and not is_zipfile(path):
         raise UserError(f"{path}: not a checkpoint of lit_spectron, or damaged")
+    if not is_sharded(path) and tensors != "shapes":
+        refuse_changed(path)
 
     def target(name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
         wanted = tensors == "all" or name.startswith("weights.")
@@ -47,6 +49,21 @@ def read_checkpoint(path: Path | str, tensors: Literal["all", "weights", "shapes
     if missing:
         raise UserError(f"{path}: not a checkpoint of lit_spectron: it has no {', '.join(sorted(missing))}")
     return checkpoint
+
+
+def refuse_changed(path: Path | str) -> None:
+    """Compares checksums, which torch does not look at.
+
+    Raises:
+        UserError: Something in the checkpoint, a file, is not what was written.
+    """
+    try:
+        with ZipFile(path) as archive:
+            changed = archive.testzip()
+    except (BadZipFile, OSError) as error:
+        raise UserError(f"{path}: damaged: {error}") from error
+    if changed:
+        raise UserError(f"{path}: damaged: {changed} is not what was written")
 
 
 def refuse_other_shapes(path: Path | str, checkpoint: dict[str, Any], own_state: dict[str, Tensor]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lit_spectron.checkpoint import read_checkpoint
+from lit_spectron.checkpoint import read_checkpoint, refuse_changed
 from lit_spectron.files import appearing_whole, system_errors
 from lit_spectron.shards import is_sharded
 
@@ -26,4 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return read_checkpoint(path, "all") if is_sharded(path) else super().load_checkpoint(path, *args, **kwargs)
+        if is_sharded(path):
+            return read_checkpoint(path, "all")
+        refuse_changed(path)
+        return super().load_checkpoint(path, *args, **kwargs)

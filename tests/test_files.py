@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from lit_spectron.audio_files import find_audio, read_audio, write_audio
+from lit_spectron.checkpoint import read_checkpoint
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.files import appearing_whole, make_folder
@@ -44,6 +45,20 @@ def test_a_full_disk_is_called_so_and_leaves_the_last_one(tmp_path, elements):
         AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(elements)}, path)
     assert error.value.errno == errno.ENOSPC and error.value.filename == str(path)
     assert torch.load(path) == {"step": 1} and list(path.parent.iterdir()) == [path]
+
+
+def test_a_changed_checkpoint_is_refused(tmp_path):
+    """Its structure is whole: torch would read other weights than were written."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"weights": torch.ones(1000)}, path)
+    content = bytearray(path.read_bytes())
+    ones = content.find(torch.ones(500).numpy().tobytes())
+    content[ones : ones + 4] = bytes(4)
+    path.write_bytes(content)
+    assert torch.load(path)["weights"].sum() == 999
+    for load in (AtomicCheckpointIO().load_checkpoint, read_checkpoint):
+        with pytest.raises(UserError, match=r"last\.ckpt: damaged: .* is not what was written"):
+            load(path)
 
 
 def test_a_folder_that_can_not_be_had_is_named(tmp_path, monkeypatch):

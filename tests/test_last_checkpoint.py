@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from callbacks import LastCheckpoint
+from lit_spectron.errors import UserError
 
 
 class Linear(L.LightningModule):
@@ -35,13 +36,13 @@ class Linear(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(module: Linear, folder: Path, start: Path | None = None, **options) -> None:
+def fit(module: Linear, folder: Path, start: Path | None = None, every_n_train_steps: int = 100, **options) -> None:
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = L.Trainer(
         max_steps=6,
         accelerator="cpu",
         default_root_dir=folder,
-        callbacks=[LastCheckpoint(every_n_train_steps=100)],
+        callbacks=[LastCheckpoint(every_n_train_steps)],
         **quiet,
         **options,
     )
@@ -117,6 +118,20 @@ def test_what_a_whole_group_is_told_ends_as_cleanly_with_workers(tmp_path, numbe
     assert (checkpoints / "last.ckpt").is_file()
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+class Diverging(Linear):
+    """Its loss is no number from the fourth step on."""
+
+    def training_step(self, batch, index):
+        return super().training_step(batch, index) * (float("nan") if self.steps > 3 else 1.0)
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    with pytest.raises(UserError, match=r"diverged: .* at step 4; not saved, the last checkpoint is of step 2"):
+        fit(Diverging(), tmp_path, every_n_train_steps=2)
+    state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert state["global_step"] == 2 and state["state_dict"]["layer.weight"].isfinite().all()
 
 
 class Counting(Linear):
