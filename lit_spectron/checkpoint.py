@@ -6,6 +6,7 @@ from typing import Any, Literal
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_spectron.errors import UserError
@@ -99,6 +100,18 @@ def refuse_other_groups(path: Path | str, checkpoint: dict[str, Any], own_groups
                 f"--ckpt_path: {path} was trained with other model.optimizer.freeze or parts than this config's: "
                 f"{there} parameters under {name} there and {here} here"
             )
+
+
+def tell_kept_settings(path: Path | str, checkpoint: dict[str, Any], own_groups: list[dict[str, Any]]) -> None:
+    """Warns of each setting that a checkpoint's optimiser brings along where the config asks for another one."""
+    saved = {group["name"]: group for group in checkpoint["optimizer_states"][0]["param_groups"]}
+    for group in own_groups:
+        for setting, there in (("lr", "initial_lr"), ("weight_decay", "weight_decay")):
+            if (kept := saved[group["name"]][there]) != group[setting]:
+                rank_zero_warn(
+                    f"--ckpt_path: training goes on with the {setting} of {path}, {kept:g} for {group['name']}, not "
+                    f"with this config's {group[setting]:g}"
+                )
 
 
 def rebuilt_config(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from callbacks import PredictionWriter, Report
-from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse_other_shapes
+from lit_spectron.checkpoint import read_checkpoint, refuse_other_groups, refuse_other_shapes, tell_kept_settings
 from lit_spectron.checkpoint_io import AtomicCheckpointIO
 from lit_spectron.errors import UserError
 from lit_spectron.files import put_back
@@ -107,6 +107,7 @@ class SpectronCLI(LightningCLI):
             if self.subcommand == "fit":
                 groups = parameter_groups(self.model.model, self.model.optimizer_settings)
                 refuse_other_groups(ckpt_path, checkpoint, groups)
+                tell_kept_settings(ckpt_path, checkpoint, groups)
         # Mistakes in the data, too, come to light before there is a trainer to talk or a logger to make a folder.
         self.datamodule.setup(self.subcommand)
         plugins = self._get(self.config_init, "trainer").get("plugins") or []

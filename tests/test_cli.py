@@ -432,6 +432,10 @@ def test_fit_refuses_a_checkpoint_that_does_not_fit(call, run_folder, moved_chec
         last = err.strip().splitlines()[-1]
         assert code == 2 and last.startswith("error: ") and name in last and "Traceback" not in err, err
     assert not (tmp_path / "runs").exists()
+    other_rate = ("--model.optimizer.learning_rate", 7e-4, "--data.root", tmp_path)
+    with pytest.warns(UserWarning, match=r"goes on with the lr of .*, 0\.0015 for \*, not with this config's 0\.0007"):
+        code, _, err = call("fit", *frozen[:2], *other_rate, *logger, "--ckpt_path", moved_checkpoint)
+    assert code == 2 and str(tmp_path) in err.splitlines()[-1], err
 
 
 @pytest.mark.slow
