@@ -158,7 +158,7 @@ def run(arguments: list[str]) -> None:
             save_config_callback=SaveFitConfig,
             # The data module's own sampler gives each process its share.
             trainer_defaults={"use_distributed_sampler": False},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )

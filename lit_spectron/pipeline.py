@@ -36,7 +36,7 @@ def build(
         config: Plain values.
         overrides: Fields of `GenerationSettings` that replace the config's.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_class_arguments(SpectronModel, "model")
     parser.add_argument("--vocoder", type=Callable[[AudioSpec], Vocoder])
     parser.add_class_arguments(GenerationSettings, "generation")

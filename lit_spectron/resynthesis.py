@@ -19,7 +19,7 @@ def load_vocoder(vocoder: Path, audio: Path | None = None) -> Vocoder:
     Raises:
         UserError: A file is missing or does not describe such a part; the two do not fit each other.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--audio", type=AudioSpec, default=AudioSpec(), enable_path=True)
     parser.add_argument("--vocoder", type=Callable[[AudioSpec], Vocoder], enable_path=True)
     arguments = [f"--vocoder={vocoder}", *([f"--audio={audio}"] if audio else [])]

@@ -118,6 +118,7 @@ def test_mistakes_on_generates_command_line(call, tmp_path):
     ("arguments", "names"),
     [
         (["--model.audio.n_melz", "80"], ["n_melz"]),
+        (["--trainer.max_step", "3"], ["--trainer.max_step"]),
         (["--model.audio.n_mels", "many"], ["n_mels", "many"]),
         (["--model.audio.n_mels", "0"], ["n_mels"]),
         (["--model.encoder.class_path", "lit_spectron.encoders.Nothing"], ["Nothing"]),
