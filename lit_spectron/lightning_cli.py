@@ -166,3 +166,7 @@ def run(arguments: list[str]) -> None:
         raise UserError(" ".join(str(error).split())) from error
     except OmegaConfBaseException as error:
         raise UserError(f"config: {' '.join(str(error).split())}") from error
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends with 1
+            raise KeyboardInterrupt from end
+        raise

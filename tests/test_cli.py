@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -22,6 +23,7 @@ from lit_spectron import __version__
 from lit_spectron.cli import COMMANDS, main
 from lit_spectron.errors import UserError
 from lit_spectron.llms.tokenizer import Tokenizer
+from lit_spectron.module import LitSpectron
 from lit_spectron.pipeline import SpectronPipeline
 
 ROOT = Path(__file__).parents[1]
@@ -267,6 +269,19 @@ def test_fit_leaves_a_run(run_folder):
     assert rows and not list(run_folder.rglob("*.part"))
     assert list(run_folder.glob("events.out.tfevents*"))
     assert (run_folder / "checkpoints/last.ckpt").is_file() and (run_folder / "checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.slow
+def test_an_interrupted_test_ends_with_130(call, run_folder, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LitSpectron, "test_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)  # Lightning has it ignored from then on
+    checkpoint = run_folder / "checkpoints/last.ckpt"
+    code, _, err = call("test", "--config", run_folder / "config.yaml", "--ckpt_path", checkpoint)
+    signal.signal(signal.SIGINT, handler)
+    assert code == 130 and err.splitlines()[-1] == "interrupted"
 
 
 @pytest.mark.slow
