@@ -42,7 +42,22 @@ class SaveFitConfig(SaveConfigCallback):
 
     def setup(self, trainer, pl_module, stage: str) -> None:
         if stage == "fit" and trainer.loggers:
+            folder = trainer.log_dir  # of the first process, as is the question: it may have written by then
+            refuse_taken(folder, trainer.strategy.broadcast(is_taken(folder)))
             super().setup(trainer, pl_module, stage)
+
+
+def is_taken(folder: str | None) -> bool:
+    return Path(folder or "", "config.yaml").exists()
+
+
+def refuse_taken(folder: str | None, taken: bool) -> None:
+    """
+    Raises:
+        UserError: The folder is another run's.
+    """
+    if taken:
+        raise UserError(f"{folder}: holds another run, perhaps one that began in this moment; start this one again")
 
 
 class SpectronCLI(LightningCLI):
@@ -119,6 +134,9 @@ class SpectronCLI(LightningCLI):
         if self.subcommand == "fit":
             if trainer.strategy.root_device.type == "cpu":
                 keep_freed_memory()
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    refuse_taken(logger.log_dir, is_taken(logger.log_dir))
             # metrics.csv beside the events, in the version folder that TensorBoard's logger has chosen. What is logged
             # is written at once: a run that is killed loses no point of its curves.
             trainer.loggers = [
@@ -163,7 +181,8 @@ def run(arguments: list[str]) -> None:
             load_from_checkpoint_support=False,
         )
     except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())) from error
+        hint = "" if {"-c", "--config"} & {a.partition("=")[0] for a in arguments} else "; no --config is given"
+        raise UserError(" ".join(str(error).split()) + hint) from error
     except OmegaConfBaseException as error:
         raise UserError(f"config: {' '.join(str(error).split())}") from error
     except SystemExit as end:

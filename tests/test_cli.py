@@ -272,6 +272,16 @@ def test_fit_leaves_a_run(run_folder):
 
 
 @pytest.mark.slow
+def test_a_run_does_not_write_into_another_ones_folder(call, run_folder):
+    """As two that begin in the same moment would."""
+    version = ("--trainer.logger.init_args.version", run_folder.name)
+    before = {path: path.read_bytes() for path in run_folder.glob("**/*.*") if "events" not in path.name}
+    code, _, err = call("fit", "--config", run_folder / "config.yaml", *version)
+    assert code == 2 and f"{run_folder}: holds another run" in err.splitlines()[-1] and "Traceback" not in err, err
+    assert before == {path: path.read_bytes() for path in before}
+
+
+@pytest.mark.slow
 def test_an_interrupted_test_ends_with_130(call, run_folder, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
