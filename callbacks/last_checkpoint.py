@@ -98,10 +98,9 @@ class LastCheckpoint(ModelCheckpoint):
         trained = (p.detach() for p in trainer.lightning_module.parameters() if p.requires_grad)
         own = (p.to_local() if isinstance(p, DTensor) else p for p in trained)
         if not trainer.strategy.reduce_boolean_decision(all(bool(p.isfinite().all()) for p in own)):
-            raise UserError(
-                f"training has diverged: weights are not finite at step {trainer.global_step}; not saved, the last "
-                f"checkpoint is of step {self._last_global_step_saved}"
-            )
+            last = self._last_global_step_saved
+            kept = f"the last checkpoint is of step {last}" if last else "none was saved before"
+            raise UserError(f"training has diverged: weights are not finite at step {trainer.global_step}; {kept}")
         super()._save_last_checkpoint(trainer, monitor_candidates)
 
 
