@@ -14,16 +14,18 @@ class MeanOpinionScore(FreeRunningMetric):
 
     Args:
         predictor: Of opinions.
+        suffix: Of the metric's name, for a second callback with another predictor.
     """
 
-    def __init__(self, predictor: QualityPredictor = DnsmosPredictor()) -> None:
+    def __init__(self, predictor: QualityPredictor = DnsmosPredictor(), suffix: str = "") -> None:
         super().__init__()
         self.predictor = predictor
-        self.metrics = {"mos": Ratio(), "mos_left_out": SumMetric()}
+        self.name = f"mos{suffix}"
+        self.metrics = {self.name: Ratio(), f"{self.name}_left_out": SumMetric()}
 
     def update(self, evidence: Evidence) -> None:
         for name, opinion in zip(evidence.batch.ids, evidence.opinions(self.predictor), strict=True):
             if opinion is None:
-                self.leave_out("mos", name, "no prediction")
+                self.leave_out(self.name, name, "no prediction")
             else:
-                self.add("mos", name, opinion)
+                self.add(self.name, name, opinion)

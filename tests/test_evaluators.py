@@ -28,6 +28,7 @@ from lit_spectron.errors import UserError
 from lit_spectron.evaluators import (
     CausalLMAnswerer,
     CausalLMScorer,
+    DistillMosPredictor,
     DnsmosPredictor,
     EcapaEmbedder,
     Evaluator,
@@ -266,6 +267,19 @@ def test_dnsmos_is_speechmos():
     assert found[0] == pytest.approx(dnsmos.run(speech(), 16000)["p808_mos"], abs=1e-5) and type(found[0]) is float
     with pytest.raises(ValueError, match="empty"):
         DnsmosPredictor().predict([speech(0)], 16000)
+
+
+def test_distill_mos_is_its_own(capfd):
+    network = pytest.importorskip("distillmos").ConvTransformerSQAModel().eval()
+    capfd.readouterr()
+    waveforms = [speech(), speech(30000), speech(9 * 16000)]  # padded to 7.7 s by the package, and more than those
+    with torch.no_grad():
+        expected = [network(torch.from_numpy(waveform)[None]).item() for waveform in waveforms]
+    found = DistillMosPredictor().predict(waveforms, 16000)
+    assert found == pytest.approx(expected, abs=1e-5) and type(found[0]) is float
+    assert capfd.readouterr().out == ""
+    with pytest.raises(ValueError, match="empty"):
+        DistillMosPredictor().predict([speech(0)], 16000)
 
 
 def test_resampling():

@@ -29,7 +29,13 @@ from datamodules import LibriLightDataModule
 from datamodules.cuts import read_cuts
 from lit_spectron.audio import AudioSpec, LogMelSpectrogram
 from lit_spectron.audio_files import read_audio
-from lit_spectron.evaluators import CausalLMScorer, DnsmosPredictor, ResemblyzerEmbedder, WhisperRecognizer
+from lit_spectron.evaluators import (
+    CausalLMScorer,
+    DistillMosPredictor,
+    DnsmosPredictor,
+    ResemblyzerEmbedder,
+    WhisperRecognizer,
+)
 from lit_spectron.llms.tokenizer import byte_tokenizer
 from lit_spectron.types import Generation, SpeechBatch
 from lit_spectron.vocoders import GriffinLim
@@ -140,6 +146,16 @@ def test_mean_opinion_score(evidence):
     metric.update(evidence)
     expected = np.mean([dnsmos.run(w, 16000)["ovrl_mos"] for w in evidence.continuations])
     assert float(metric.compute()["mos"]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_mean_opinion_score_by_distill_mos(evidence):
+    network = pytest.importorskip("distillmos").ConvTransformerSQAModel().eval()
+    metric = MeanOpinionScore(DistillMosPredictor(), suffix="_distill")
+    metric.update(evidence)
+    with torch.no_grad():
+        expected = np.mean([network(torch.from_numpy(w)[None]).item() for w in evidence.continuations])
+    assert float(metric.compute()["mos_distill"]) == pytest.approx(expected, abs=1e-4)
 
 
 def test_real_speech_is_healthy(evidence):

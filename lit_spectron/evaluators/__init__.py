@@ -10,6 +10,7 @@ from lit_spectron.evaluators.base import (
 )
 from lit_spectron.evaluators.causal_lm_answerer import CausalLMAnswerer
 from lit_spectron.evaluators.causal_lm_scorer import CausalLMScorer
+from lit_spectron.evaluators.distill_mos_predictor import DistillMosPredictor
 from lit_spectron.evaluators.dnsmos_predictor import DnsmosPredictor
 from lit_spectron.evaluators.ecapa_embedder import EcapaEmbedder
 from lit_spectron.evaluators.hugging_face_recognizer import HuggingFaceRecognizer, WhisperRecognizer
@@ -19,6 +20,7 @@ from lit_spectron.evaluators.wavlm_embedder import WavLMEmbedder
 __all__ = [
     "CausalLMAnswerer",
     "CausalLMScorer",
+    "DistillMosPredictor",
     "DnsmosPredictor",
     "EcapaEmbedder",
     "Evaluator",
