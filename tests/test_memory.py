@@ -24,8 +24,28 @@ print(before, faults())
 """
 
 
+IN_A_WORKER = """
+import resource
+import numpy as np
+from torch.utils.data import Dataset
+from datamodules.loading import ResumableLoader
+from datamodules.sampling import BatchLimits, PlannedBatchSampler
+
+class Faults(Dataset):
+    def __getitem__(self, place):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(10_000_000)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+plan = PlannedBatchSampler(np.ones(6), BatchLimits(1), False)
+first, *_, last = (faults for (faults,) in ResumableLoader(Faults(), plan, list, workers=1))
+print(first, last)
+"""
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries can't be told")
-def test_the_system_is_not_asked_again(repository):
-    done = subprocess.run([sys.executable, "-c", CODE], cwd=repository, capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("code", [CODE, IN_A_WORKER], ids=["here", "in a worker"])
+def test_the_system_is_not_asked_again(repository, code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
     assert after < before / 100
